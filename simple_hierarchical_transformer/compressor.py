@@ -1,0 +1,57 @@
+"""From the embeddings of all input tokens to the tokens of one stream."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .state import Tail, extend_padded
+
+
+class Compressor(nn.Module):
+    """Causal convolution with kernel `compress_factor` and the stream's stride: (b, n, dim_in) → (b, m, dim_out).
+
+    Token `j` sees the input tokens s·j-c+1 … s·j and nothing after them. For factor 4 and stride 2:
+
+        input      0 1 2 3 4 5 6
+        token 0    x                  (and three zeros before the start)
+        token 1    x x x
+        token 2      x x x x
+        token 3          x x x x
+    """
+
+    def __init__(self, dim_in: int, dim_out: int, *, compress_factor: int, stride: int) -> None:
+        super().__init__()
+        self.compress_factor = compress_factor
+        self.stride = stride
+        self.window = nn.Linear(compress_factor * dim_in, dim_out)  # the convolution, as a map of one window
+        self.to_out = nn.Linear(dim_out, dim_out, bias=False)
+
+    def init_state(self, max_rewind: int) -> Tail:
+        return Tail(stride=1, keep=self.compress_factor - 1, spare=max_rewind)
+
+    def forward(self, x: Tensor, state: Tail | None = None) -> Tensor:
+        c, s = self.compress_factor, self.stride
+        position = 0 if state is None else state.count
+        rows = extend_padded(state, x, back=c - 1)[:, -position % s :]
+        if rows.shape[1] < c:  # the next token isn't due in this chunk
+            return x.new_zeros(x.shape[0], 0, self.to_out.out_features)
+        windows = rearrange(rows.unfold(1, c, s), "b m d c -> b m (c d)")
+        out: Tensor = self.to_out(F.silu(self.window(windows)))
+        return out
+
+
+class Projection(nn.Module):
+    """The compressor of factor 1: a linear map where the widths differ, else nothing."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.map = nn.Identity() if dim_in == dim_out else nn.Linear(dim_in, dim_out, bias=False)
+
+    def init_state(self, max_rewind: int) -> None:
+        return None
+
+    def forward(self, x: Tensor, state: None = None) -> Tensor:
+        out: Tensor = self.map(x)
+        return out

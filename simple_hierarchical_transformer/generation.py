@@ -1,0 +1,70 @@
+"""Generate text with a decoding state; knows a protocol, not the model's class."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .sampling import keep_top, sample
+from .state import DecodingState
+
+
+class Decoder(Protocol):
+    """Maps chunks of ids (b, n) to logits (b, n, v), and remembers in a state."""
+
+    @property
+    def seq_len(self) -> int: ...
+
+    def init_state(self, batch_size: int, *, max_rewind: int = ...) -> DecodingState: ...
+
+    def __call__(
+        self, ids: Tensor, *, state: DecodingState | None = ..., ablate_hierarchical_merge: bool = ...
+    ) -> Tensor: ...
+
+
+def generate(
+    model: Decoder,
+    prompt: Tensor,
+    length: int,
+    *,
+    temperature: float,
+    filter_thres: float,
+    generator: torch.Generator | None,
+    ablate_hierarchical_merge: bool,
+) -> Tensor:
+    """Continue `prompt` (b, t) by `length` tokens (b, length); see `HierarchicalTransformer.generate`."""
+    check_options(length, temperature, filter_thres)
+    state = model.init_state(prompt.shape[0], max_rewind=0)
+    for start in range(0, prompt.shape[1], model.seq_len):
+        chunk = prompt[:, start : start + model.seq_len]
+        logits = model(chunk, state=state, ablate_hierarchical_merge=ablate_hierarchical_merge)
+    tokens: list[Tensor] = []
+    while len(tokens) < length:
+        tokens.append(sample(keep_top(logits[:, -1], filter_thres), temperature, generator))
+        if len(tokens) < length:  # the last token needs no successor
+            logits = model(tokens[-1][:, None], state=state, ablate_hierarchical_merge=ablate_hierarchical_merge)
+    return torch.stack(tokens, dim=1) if tokens else prompt[:, :0]
+
+
+def check_options(length: int, temperature: float, filter_thres: float) -> None:
+    if isinstance(length, bool) or not isinstance(length, Integral):
+        raise TypeError(f"seq_len must be a whole number of tokens to generate, got {length!r}")
+    if length < 0:
+        raise ValueError(f"seq_len must be at least 0 tokens to generate, got {length}")
+    for name, value in (("temperature", temperature), ("filter_thres", filter_thres)):
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"temperature must be a finite number of at least 0, got {temperature}: 1 samples from the model's own "
+            "distribution, 0 always takes the most likely token"
+        )
+    if not 0 <= filter_thres <= 1:
+        raise ValueError(
+            f"filter_thres must be from 0 to 1, got {filter_thres}: 0.9 keeps the most likely tenth of the "
+            "vocabulary, 0 all of it"
+        )

@@ -1,0 +1,126 @@
+"""All losses of a model, put together: which are on, their heads, and their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..modules import module_list
+from . import Losses
+from .cross_entropy import linear_cross_entropy
+from .hierarchical_ar import HierarchicalARLoss
+from .next_latent import NextLatentLoss
+from .prophet import ProphetLoss
+from .quantized_prophet import FrozenQuantizer, QuantizedProphetLoss
+from .reconstruction import ReconstructionLoss
+
+
+class Objective(nn.Module):
+    """Holds the head of each loss by the index of its stream: what a zero weight switches off isn't built."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.reconstruction = nn.ModuleDict()
+        self.hierarchical_ar = nn.ModuleDict()
+        self.prophet = nn.ModuleDict()
+        self.next_latent = nn.ModuleDict()
+        prophet, dim_head = config.prophet, config.dim_head_input
+        for i, s in enumerate(config.streams):
+            key = str(i)
+            if s.is_coarse and config.reconstruction_weight > 0:
+                self.reconstruction[key] = ReconstructionLoss(s.dim, s.compress_factor, s.stride, dim_head)
+            if s.is_coarse and config.hierarchical_ar_weight > 0:
+                self.hierarchical_ar[key] = HierarchicalARLoss(s.dim, s.phase_groups)
+            if s.is_coarse and prophet.weight > 0:
+                self.prophet[key] = (
+                    QuantizedProphetLoss(s.dim, s.phase_groups, prophet.num_codebooks, prophet.codebook_size)
+                    if prophet.use_quantized
+                    else ProphetLoss(s.dim, s.compress_factor, s.stride, dim_head)
+                )
+            if config.next_latent.weights[i] > 0:
+                self.next_latent[key] = NextLatentLoss(config.next_latent, i, s, config.dim_embedding)
+        self.quantizers = module_list(
+            FrozenQuantizer(s.dim, prophet.num_codebooks, prophet.codebook_dim, prophet.codebook_size)
+            for s in (config.streams if prophet.use_quantized else ())
+        )
+
+    def codes(self, compressed: Sequence[Tensor], embeds: Sequence[Tensor]) -> list[Tensor]:
+        """Codes (b, m, q) of each stream's tokens (b, m, d), before the layers or after them."""
+        tokens = embeds if self.config.prophet.quantized_use_embed else compressed
+        return [quantize(x) for quantize, x in zip(self.quantizers, tokens, strict=True)]
+
+    def forward(
+        self,
+        ids: Tensor,
+        hidden: Tensor,
+        output_weight: Tensor,
+        embedded: Tensor,
+        compressed: Sequence[Tensor],
+        embeds: Sequence[Tensor],
+    ) -> tuple[Tensor, Losses]:
+        """The weighted loss, and its parts.
+
+        Args:
+            ids: (b, n + 1); the streams have seen the first n.
+            hidden: what the logits come from (b, n, dim_head), and
+            output_weight: the output head (vocabulary, dim_head).
+            embedded: embeddings of the first n ids (b, n, d_emb).
+            compressed: the tokens (b, m, d) of each stream before the layers, and
+            embeds: after them.
+        """
+        config = self.config
+        valid = ids != config.ignore_index
+        targets = ids.masked_fill(~valid, 0)
+        seen, seen_valid = targets[:, :-1], valid[:, :-1]
+        codes = self.codes(compressed, embeds) if config.prophet.use_quantized and config.prophet.weight > 0 else []
+
+        cross_entropy = linear_cross_entropy(hidden, output_weight, targets[:, 1:], valid[:, 1:])
+        reconstruction, hierarchical_ar, prophet, next_latent = {}, {}, {}, {}
+        for i, s in enumerate(config.streams):
+            key, c, x = str(i), s.compress_factor, embeds[i]
+            token_valid = seen_valid[:, :: s.stride]  # a token counts where the input at its own position does
+            if key in self.reconstruction:
+                reconstruction[c] = self.reconstruction[key](x, seen, seen_valid, output_weight)
+            if key in self.hierarchical_ar:
+                hierarchical_ar[c] = self.hierarchical_ar[key](x, token_valid)
+            if key in self.prophet and config.prophet.use_quantized:
+                prophet[c] = self.prophet[key](x, codes[i], token_valid)
+            elif key in self.prophet:
+                prophet[c] = self.prophet[key](x, targets, valid, output_weight)
+            if key in self.next_latent:
+                next_latent[c] = self.next_latent[key](x, embedded, token_valid)
+        return self._sum(cross_entropy, reconstruction, hierarchical_ar, prophet, next_latent)
+
+    def _sum(
+        self,
+        cross_entropy: Tensor,
+        reconstruction: Mapping[int, Tensor],
+        hierarchical_ar: Mapping[int, Tensor],
+        prophet: Mapping[int, Tensor],
+        next_latent: Mapping[int, Tensor],
+    ) -> tuple[Tensor, Losses]:
+        config, zero = self.config, cross_entropy.new_zeros(())
+        losses = Losses(
+            cross_entropy=cross_entropy,
+            reconstruction=sum(reconstruction.values(), zero),
+            hierarchical_ar=sum(hierarchical_ar.values(), zero),
+            prophet=sum(prophet.values(), zero),
+            next_latent=sum(next_latent.values(), zero),
+            reconstruction_by_stream=reconstruction,
+            hierarchical_ar_by_stream=hierarchical_ar,
+            prophet_by_stream=prophet,
+            next_latent_by_stream=next_latent,
+        )
+        loss = (
+            cross_entropy
+            + config.reconstruction_weight * losses.reconstruction
+            + config.hierarchical_ar_weight * losses.hierarchical_ar
+            + config.prophet.weight * losses.prophet
+        )
+        for stream, weight in zip(config.streams, config.next_latent.weights, strict=True):
+            if stream.compress_factor in next_latent:
+                loss = loss + weight * next_latent[stream.compress_factor]
+        return loss, losses

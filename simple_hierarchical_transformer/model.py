@@ -1,0 +1,445 @@
+"""The model: check, embed, compress, layers, norm, head.
+
+Shapes: `b` batch, `n` input tokens, `m` tokens of a stream (`ceil(n / stride)` for a whole sequence), `d` width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint, generation
+from .block import Block, BlockState
+from .compressor import Compressor, Projection
+from .config import LatentLoss, ModelConfig, build_config
+from .inputs import check_ids, check_vocabulary
+from .losses import Losses
+from .losses.objective import Objective
+from .merge import Hold, LayerMerge, LayerMergeState
+from .modules import module_list
+from .norm import rms_norm
+from .state import DecodingState, StateNode, Tail
+from .validation import whole
+
+INIT_STD = 0.02  # of the embedding and the output head
+
+
+@dataclass
+class LayerState(StateNode):
+    blocks: tuple[BlockState, ...]
+    merge: LayerMergeState | None
+
+
+@dataclass
+class ModelState(StateNode):
+    compressors: tuple[Tail | None, ...]
+    layers: tuple[LayerState, ...]
+    holds: tuple[Tail | None, ...]
+
+
+class Layer(nn.Module):
+    """One block per stream, then all streams are merged into the predict stream, or into every stream."""
+
+    def __init__(self, config: ModelConfig, targets: Sequence[int]) -> None:
+        super().__init__()
+        self.blocks = module_list(
+            Block(stream, seq_len=config.seq_len, use_flash_attn=config.use_flash_attn, use_xpos=config.use_xpos)
+            for stream in config.streams
+        )
+        dims, strides = [s.dim for s in config.streams], [s.stride for s in config.streams]
+        self.merge = LayerMerge(dims, strides, targets) if len(config.streams) > 1 else None
+
+    def init_state(self, max_rewind: int) -> LayerState:
+        return LayerState(
+            blocks=tuple(block.init_state(max_rewind) for block in self.blocks),
+            merge=self.merge.init_state(max_rewind) if self.merge is not None else None,
+        )
+
+    def forward(
+        self, streams: Sequence[Tensor], position: int = 0, state: LayerState | None = None, merge: bool = True
+    ) -> list[Tensor]:
+        states = state.blocks if state is not None else (None,) * len(self.blocks)
+        streams = [block(x, s) for block, x, s in zip(self.blocks, streams, states, strict=True)]
+        if self.merge is None or not merge:
+            return streams
+        merged: list[Tensor] = self.merge(streams, position, state.merge if state is not None else None)
+        return merged
+
+
+class HierarchicalTransformer(nn.Module):
+    """A causal language model of several streams of tokens, fine and coarse, merged in every layer.
+
+    With one stream of factor 1, the default, it is a plain transformer. Arguments "per stream" take one value for
+    all streams, or a tuple or list with one per stream in the order of `hierarchies`.
+
+    Args:
+        num_tokens: size of the vocabulary.
+        dim: width of a stream, per stream; even.
+        depth: number of layers.
+        seq_len: longest sequence of a call without a state, in input tokens, and the reach of a full window.
+        dim_head: width of an attention head, per stream; even.
+        heads: attention heads, per stream.
+        ff_mult: hidden width of the feed-forward as a multiple of the stream's width, per stream.
+        hierarchies: compress factor of each stream: how many input tokens one of its tokens summarises. Unique
+            positive powers of two.
+        window_sizes: how many previous tokens of its phase a token attends to, per stream; None for all, 0 for no
+            attention.
+        hierarchical_stride: a stream emits one token every so many input tokens, per stream; a power of two that
+            divides the factor.
+        hierarchy_merge_all: merge into all streams, not into the predict stream only.
+        predict_hierarchy: compress factor of the stream that predicts; the finest by default. Its stride must be 1.
+        predict_use_all_hierarchy: compute the logits from all streams.
+        recon_loss_weight: weight of the coarse streams' reconstruction of what they summarise.
+        hierarchical_ar_loss_weight: weight of the coarse streams' prediction of their next disjoint token.
+        prophet_loss_weight: weight of the coarse streams' prediction of the next `c` input tokens.
+        prophet_loss_use_quantized: let the prophet predict the codes of the next disjoint token instead.
+        prophet_quantized_use_embed: quantise the tokens after the layers, not before them.
+        rq_num_codebooks: codebooks of the random-projection quantiser.
+        rq_codebook_dim: width of a codebook.
+        rq_codebook_size: codes of a codebook.
+        next_latent_loss_weight: weight of the prediction of next latents (arXiv 2511.05963), per stream.
+        next_latent_loss_type: 'mse_and_cosine_sim', 'mse', 'smooth_l1', or a callable that maps prediction and
+            target (b, m, d) to a loss per feature.
+        num_rollouts: how many latents ahead are predicted.
+        chunk_summarizers: modules that map the embeddings (b, n, max(dim)) to summaries (b, m, d), per stream; None
+            for a mean.
+        detach_summaries: let no gradient flow from the summaries into the embeddings.
+        dynamics_hidden_dim: hidden width of the dynamics network; the stream's by default.
+        dynamics_num_layers: its layers.
+        dynamic_rollout_loss_weight: count a rollout the less the worse those before it did.
+        dynamic_loss_decay: how fast.
+        rollout_weights: weight of each rollout; equal by default. They are scaled to a sum of 1.
+        ignore_index: the id that stands for padding: embedded as zeros, and never a target of any loss.
+        use_flash_attn: None for the fastest exact attention, True for fused kernels only, False for the plain
+            softmax.
+        use_xpos: scale queries and keys as in xPos (arXiv 2212.10554), beside the rotary positions.
+
+    Raises:
+        TypeError: for an argument of the wrong type.
+        ValueError: for an argument outside what is allowed. Each message names the argument and the remedy.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        dim: int | Sequence[int],
+        depth: int,
+        seq_len: int = 2048,
+        dim_head: int | Sequence[int] = 64,
+        heads: int | Sequence[int] = 8,
+        ff_mult: float | Sequence[float] = 4,
+        hierarchies: int | Sequence[int] = 1,
+        window_sizes: int | Sequence[int | None] | None = None,
+        hierarchical_stride: int | Sequence[int] = 1,
+        hierarchy_merge_all: bool = False,
+        predict_hierarchy: int | None = None,
+        predict_use_all_hierarchy: bool = False,
+        recon_loss_weight: float = 0.1,
+        hierarchical_ar_loss_weight: float = 0.25,
+        prophet_loss_weight: float = 0.0,
+        prophet_loss_use_quantized: bool = False,
+        prophet_quantized_use_embed: bool = False,
+        rq_num_codebooks: int = 4,
+        rq_codebook_dim: int = 256,
+        rq_codebook_size: int = 1024,
+        next_latent_loss_weight: float | Sequence[float] = 0.0,
+        next_latent_loss_type: str | LatentLoss = "mse_and_cosine_sim",
+        num_rollouts: int = 1,
+        chunk_summarizers: nn.Module | Sequence[nn.Module | None] | None = None,
+        detach_summaries: bool = True,
+        dynamics_hidden_dim: int | None = None,
+        dynamics_num_layers: int = 3,
+        dynamic_rollout_loss_weight: bool = True,
+        dynamic_loss_decay: float = 1.0,
+        rollout_weights: Sequence[float] | None = None,
+        ignore_index: int = -100,
+        use_flash_attn: bool | None = None,
+        use_xpos: bool = False,
+    ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__()
+        self.config = config = build_config(**arguments)
+        self.seq_len = config.seq_len
+        self.num_tokens = config.num_tokens
+
+        self.token_emb = nn.Embedding(config.num_tokens, config.dim_embedding)
+        self.compressors: Sequence[Compressor | Projection] = module_list(
+            Compressor(config.dim_embedding, s.dim, compress_factor=s.compress_factor, stride=s.stride)
+            if s.is_coarse
+            else Projection(config.dim_embedding, s.dim)
+            for s in config.streams
+        )
+        self.layers = module_list(
+            Layer(config, config.merge_targets(is_last=i == config.depth - 1)) for i in range(config.depth)
+        )
+        predict_stride = config.predict_stream.stride
+        self.holds = module_list(
+            Hold(s.stride, predict_stride) for s in (config.streams if config.predict_use_all else ())
+        )
+        self.to_logits = nn.Linear(config.dim_head_input, config.num_tokens, bias=False)
+        self.objective = Objective(config)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Small embeddings and logits, and residual branches that start small, the smaller the deeper the model."""
+        nn.init.normal_(self.token_emb.weight, std=INIT_STD)
+        nn.init.normal_(self.to_logits.weight, std=INIT_STD)
+        for layer in self.layers:
+            for name, weight in layer.named_parameters():
+                if name.endswith("to_out.weight"):
+                    nn.init.normal_(weight, std=0.5 * (2 * self.config.depth * weight.shape[1]) ** -0.5)
+
+    @property
+    def device(self) -> torch.device:
+        return self.token_emb.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.token_emb.weight.dtype
+
+    def init_state(self, batch_size: int, *, max_rewind: int = 16) -> DecodingState:
+        """An empty decoding state: nothing seen yet.
+
+        Args:
+            batch_size: sequences that are decoded together.
+            max_rewind: how many tokens `state.rewind` can take back; the state holds as many more.
+
+        Raises:
+            TypeError, ValueError: unless batch_size is a positive and max_rewind a non-negative whole number.
+        """
+        batch_size, max_rewind = whole("batch_size", batch_size, least=1), whole("max_rewind", max_rewind, least=0)
+        parts = ModelState(
+            compressors=tuple(compressor.init_state(max_rewind) for compressor in self.compressors),
+            layers=tuple(layer.init_state(max_rewind) for layer in self.layers),
+            holds=tuple(hold.init_state(max_rewind) for hold in self.holds),
+        )
+        return DecodingState(batch_size, self.dtype, self.device, max_rewind, self.config, parts)
+
+    @overload
+    def forward(self, ids: Tensor, return_loss: Literal[True]) -> tuple[Tensor, Losses]: ...
+
+    @overload
+    def forward(
+        self,
+        ids: Tensor,
+        return_loss: Literal[False] = False,
+        state: DecodingState | None = None,
+        ablate_hierarchical_merge: bool = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        ids: Tensor,
+        return_loss: bool = False,
+        state: DecodingState | None = None,
+        ablate_hierarchical_merge: bool = False,
+        return_hierarchical_token_embeds: bool = False,
+        return_hierarchical_embeds: bool = False,
+        return_random_proj_quantize_ids: bool = False,
+    ) -> Any: ...
+
+    def forward(
+        self,
+        ids: Tensor,
+        return_loss: bool = False,
+        state: DecodingState | None = None,
+        ablate_hierarchical_merge: bool = False,
+        return_hierarchical_token_embeds: bool = False,
+        return_hierarchical_embeds: bool = False,
+        return_random_proj_quantize_ids: bool = False,
+    ) -> Any:
+        """Logits, or the loss, or what the streams hold.
+
+        Args:
+            ids: token ids (b, n) of any integer type; n at most `seq_len`, or any length with a state.
+            return_loss: train: predict ids[:, 1:] from ids[:, :-1].
+            state: made by `init_state`: the ids continue what it has seen, and it is advanced.
+            ablate_hierarchical_merge: leave the merges out, to see what they contribute.
+            return_hierarchical_token_embeds: return the tokens of each stream before the layers.
+            return_hierarchical_embeds: return the tokens of each stream after the layers.
+            return_random_proj_quantize_ids: return each stream's codes; needs prophet_loss_use_quantized.
+
+        Returns:
+            Logits (b, n, num_tokens); or `(loss, losses)`, see `Losses`; or a list with, for each stream, tokens
+            (b, m, d) or codes (b, m, rq_num_codebooks).
+
+        Raises:
+            TypeError, ValueError: for ids or a state that don't fit, or flags that contradict each other.
+        """
+        ids = self._check_call(
+            ids,
+            return_loss,
+            state,
+            ablate_hierarchical_merge,
+            return_hierarchical_token_embeds=return_hierarchical_token_embeds,
+            return_hierarchical_embeds=return_hierarchical_embeds,
+            return_random_proj_quantize_ids=return_random_proj_quantize_ids,
+        )
+        parts: ModelState | None = None
+        position = 0
+        if state is not None:
+            assert isinstance(state.parts, ModelState)
+            parts, position = state.parts, state.position
+        inputs = ids[:, :-1] if return_loss else ids
+        states = parts.compressors if parts else (None,) * len(self.compressors)
+
+        embedded = self._embed(inputs)
+        compressed = [rms_norm(compress(embedded, s)) for compress, s in zip(self.compressors, states, strict=True)]
+        if return_hierarchical_token_embeds:
+            return compressed
+
+        streams = compressed
+        for i, layer in enumerate(self.layers):
+            streams = layer(streams, position, parts.layers[i] if parts else None, not ablate_hierarchical_merge)
+        embeds = [rms_norm(x) for x in streams]
+        if return_hierarchical_embeds:
+            return embeds
+
+        if return_random_proj_quantize_ids:
+            return self.objective.codes(compressed, embeds)
+
+        hidden = self._head_input(embeds, position, parts)
+        if return_loss:
+            return self.objective(ids, hidden, self.to_logits.weight, embedded, compressed, embeds)
+        if state is not None:
+            state.advance(ids.shape[1])
+        return self.to_logits(hidden)
+
+    def _check_call(
+        self, ids: Tensor, return_loss: bool, state: DecodingState | None, ablate: bool, **returns: bool
+    ) -> Tensor:
+        ids = check_ids(ids)
+        if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_vocabulary(ids, self.num_tokens, self.config.ignore_index)
+        asked = [name for name, wanted in {"return_loss": return_loss, **returns}.items() if wanted]
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)} are both True, but a call returns one thing: choose one of them")
+        if asked and state is not None:
+            raise ValueError(
+                f"{asked[0]}=True can't be combined with state, which is for decoding logits: call without a state"
+            )
+        if returns["return_random_proj_quantize_ids"] and not self.config.prophet.use_quantized:
+            raise ValueError(
+                "return_random_proj_quantize_ids=True needs a model with prophet_loss_use_quantized=True, which this "
+                "one has not: build it with that"
+            )
+        length = ids.shape[1] - return_loss
+        if length < 1:
+            raise ValueError(
+                "ids of length 1 have no next token to predict: with return_loss=True give at least 2 tokens a row"
+            )
+        if state is None and length > self.seq_len:
+            extra = " (plus one token, the last target)" if return_loss else ""
+            raise ValueError(
+                f"ids are {ids.shape[1]} tokens long, but seq_len={self.seq_len} is the most in one call{extra}: "
+                "shorten them, build the model with a larger seq_len, or decode with a state"
+            )
+        if state is not None:
+            self._check_state(ids, state, ablate)
+        return ids
+
+    def _check_state(self, ids: Tensor, state: DecodingState, ablate: bool) -> None:
+        if not isinstance(state, DecodingState):
+            raise TypeError(f"state must come from model.init_state(batch_size), got {type(state).__name__}")
+        if state.model_key is not self.config:
+            raise ValueError("state was made by another model: make one with this model's init_state(batch_size)")
+        for name, has, needs in (
+            ("batch size", state.batch_size, ids.shape[0]),
+            ("dtype", state.dtype, self.dtype),
+            ("device", state.device, self.device),
+        ):
+            if has != needs:
+                raise ValueError(
+                    f"state has {name} {has}, but this call needs {needs}: make one with "
+                    f"model.init_state({ids.shape[0]}), after moving or converting the model"
+                )
+        if state.position and state.ablated != ablate:
+            raise ValueError(
+                f"ablate_hierarchical_merge={ablate}, but the state was begun with {state.ablated}: keep it the same "
+                "for all chunks of a text"
+            )
+        state.ablated = ablate
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """(b, n) → (b, n, d_emb), of unit root mean square; zeros for padding."""
+        padding = ids == self.config.ignore_index
+        embedded = rms_norm(self.token_emb(ids.masked_fill(padding, 0)))
+        return embedded.masked_fill(padding[..., None], 0)
+
+    def _head_input(self, embeds: Sequence[Tensor], position: int, parts: ModelState | None) -> Tensor:
+        """What the logits come from (b, n, d): the predict stream, or all streams side by side."""
+        predict = embeds[self.config.predict_index]
+        if not self.config.predict_use_all:
+            return predict
+        states = parts.holds if parts else (None,) * len(self.holds)
+        length = predict.shape[1]
+        held = [hold(x, length, position, s) for hold, x, s in zip(self.holds, embeds, states, strict=True)]
+        return torch.cat(held, dim=-1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Tensor,
+        seq_len: int,
+        temperature: float = 1.0,
+        filter_thres: float = 0.9,
+        *,
+        generator: torch.Generator | None = None,
+        ablate_hierarchical_merge: bool = False,
+    ) -> Tensor:
+        """Continue each row of `prompt` (b, t) by `seq_len` tokens; returns the new ones (b, seq_len).
+
+        Prompt and text may be longer than the model's own `seq_len`: full windows then reach over the last so many.
+
+        Args:
+            prompt: token ids of any integer type.
+            seq_len: how many tokens to generate.
+            temperature: above 0; lower is closer to the most likely token, 0 always takes it.
+            filter_thres: keep only the most likely `1 - filter_thres` of the vocabulary, at least one token.
+            generator: source of random numbers; the default one of the device otherwise.
+            ablate_hierarchical_merge: leave the merges out.
+
+        Raises:
+            TypeError, ValueError: for a prompt, length, temperature or threshold that isn't allowed.
+        """
+        prompt = check_ids(prompt, name="prompt")
+        check_vocabulary(prompt, self.num_tokens, self.config.ignore_index, name="prompt")
+        was_training = self.training
+        self.eval()
+        try:
+            return generation.generate(
+                self,
+                prompt,
+                seq_len,
+                temperature=temperature,
+                filter_thres=filter_thres,
+                generator=generator,
+                ablate_hierarchical_merge=ablate_hierarchical_merge,
+            )
+        finally:
+            self.train(was_training)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`; see `checkpoint.save_model`."""
+        checkpoint.save_model(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], **overrides: Any) -> HierarchicalTransformer:
+        """Load what `save_pretrained` wrote; see `checkpoint.load_model`.
+
+        Args:
+            folder: the folder that was saved to.
+            overrides: constructor arguments that change no parameter (`seq_len`, `window_sizes`, `use_flash_attn`,
+                `use_xpos`), and those that JSON can't hold (`chunk_summarizers`, a callable `next_latent_loss_type`).
+
+        Raises:
+            CheckpointError: if the folder is incomplete, damaged, or of another configuration.
+        """
+        return checkpoint.load_model(cls, folder, overrides)
