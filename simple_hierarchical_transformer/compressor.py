@@ -37,7 +37,8 @@ class Compressor(nn.Module):
         rows = extend_padded(state, x, back=c - 1)[:, -position % s :]
         if rows.shape[1] < c:  # the next token isn't due in this chunk
             return x.new_zeros(x.shape[0], 0, self.to_out.out_features)
-        windows = rearrange(rows.unfold(1, c, s), "b m d c -> b m (c d)")
+        d = rows.shape[2]
+        windows = rearrange(rows, "b n d -> b (n d)").unfold(1, c * d, s * d)  # (b, m, c·d), a view
         out: Tensor = self.to_out(F.silu(self.window(windows)))
         return out
 

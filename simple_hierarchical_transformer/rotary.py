@@ -32,7 +32,8 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     precise = torch.promote_types(x.dtype, torch.float32)
     cos, sin = (t.to(precise) for t in table)
     first, second = x.to(precise).chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned.to(x.dtype).contiguous()  # for a single head, cat may choose a layout that no fused kernel takes
 
 
 def xpos_scale(offset: Tensor, dim_head: int, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,106 @@
+"""All legal configurations, as small models whose every weight matters."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from simple_hierarchical_transformer import HierarchicalTransformer
+
+VOCABULARY = 11
+SLOW = os.environ.get("HYPOTHESIS_PROFILE") == "slow"
+
+
+def examples(quick: int, slow: int) -> settings:
+    """How many examples a property is tried on."""
+    return settings(max_examples=slow if SLOW else quick)
+
+
+@st.composite
+def stream_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    """Shape and merging: 1–4 streams, factors 1–16, every stride, window, width and merge option."""
+    factors = draw(st.lists(st.sampled_from([1, 2, 4, 8, 16]), min_size=1, max_size=4, unique=True))
+    strides = [draw(st.sampled_from([s for s in (1, 2, 4, 8, 16) if factor % s == 0])) for factor in factors]
+    predict = draw(st.sampled_from(factors))
+    strides[factors.index(predict)] = 1
+    per_stream = {
+        "dim": st.sampled_from([2, 4, 6, 10]),
+        "dim_head": st.sampled_from([2, 4, 8]),
+        "heads": st.integers(1, 3),
+        "ff_mult": st.sampled_from([0.5, 1, 2, 3]),
+        "window_sizes": st.sampled_from([None, 0, 1, 2, 5, 40]),
+    }
+    return {
+        "num_tokens": VOCABULARY,
+        "depth": draw(st.integers(1, 3)),
+        "seq_len": draw(st.integers(1, 100)),
+        "hierarchies": tuple(factors),
+        "hierarchical_stride": tuple(strides),
+        "predict_hierarchy": predict,
+        "hierarchy_merge_all": draw(st.booleans()),
+        "predict_use_all_hierarchy": draw(st.booleans()),
+        "use_flash_attn": draw(st.sampled_from([None, True, False])),
+        "use_xpos": draw(st.booleans()),
+        "ignore_index": draw(st.sampled_from([-100, -1, 0, 3, VOCABULARY])),
+    } | {name: tuple(draw(values) for _ in factors) for name, values in per_stream.items()}
+
+
+@st.composite
+def loss_arguments(draw: st.DrawFn, factors: tuple[int, ...]) -> dict[str, Any]:
+    """Every combination of losses and of their options, for streams of these compress factors."""
+    arguments: dict[str, Any] = {
+        "recon_loss_weight": draw(st.sampled_from([0.0, 0.1])),
+        "hierarchical_ar_loss_weight": draw(st.sampled_from([0.0, 0.25])),
+    }
+    if max(factors) > 1 and draw(st.booleans()):
+        arguments["prophet_loss_weight"] = 0.3
+        if draw(st.booleans()):
+            arguments |= {
+                "prophet_loss_use_quantized": True,
+                "prophet_quantized_use_embed": draw(st.booleans()),
+                "rq_num_codebooks": draw(st.integers(1, 2)),
+                "rq_codebook_dim": 3,
+                "rq_codebook_size": 5,
+            }
+    weights = tuple(draw(st.sampled_from([0.0, 0.5])) for _ in factors)
+    if any(weights):
+        rollouts = draw(st.integers(1, 3))
+        arguments |= {
+            "next_latent_loss_weight": weights,
+            "next_latent_loss_type": draw(st.sampled_from(["mse_and_cosine_sim", "mse", "smooth_l1"])),
+            "num_rollouts": rollouts,
+            "detach_summaries": draw(st.booleans()),
+            "dynamics_hidden_dim": draw(st.sampled_from([None, 3])),
+            "dynamics_num_layers": draw(st.integers(1, 3)),
+            "dynamic_rollout_loss_weight": draw(st.booleans()),
+            "rollout_weights": draw(st.sampled_from([None, tuple(range(1, rollouts + 1))])),
+        }
+    return arguments
+
+
+@st.composite
+def model_arguments(draw: st.DrawFn) -> dict[str, Any]:
+    streams = draw(stream_arguments())
+    return streams | draw(loss_arguments(streams["hierarchies"]))
+
+
+def build(arguments: dict[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.float64) -> HierarchicalTransformer:
+    """The model, with weights so large that every part of it shows in the logits."""
+    torch.manual_seed(seed)
+    model = HierarchicalTransformer(**arguments).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return model
+
+
+def random_ids(batch: int, length: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCABULARY, (batch, length), generator=generator)
+
+
+SEEDS = st.integers(0, 2**31 - 1)

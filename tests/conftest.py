@@ -1,0 +1,12 @@
+"""Settings of the property tests, chosen by HYPOTHESIS_PROFILE: "quick" (the default) or "slow"."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says nothing about whether it holds, so there is no deadline.
+SLOW_TO_DRAW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None, suppress_health_check=SLOW_TO_DRAW)
+settings.register_profile("slow", max_examples=500, deadline=None, suppress_health_check=SLOW_TO_DRAW)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

@@ -1,0 +1,184 @@
+"""Each part equals its slow, obvious definition, in outputs and in gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import slow_reference
+import torch
+from configurations import SEEDS, examples
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from simple_hierarchical_transformer import attention as attention_module
+from simple_hierarchical_transformer.attention import Attention, attend_chunk_and_halo, attend_local, band
+from simple_hierarchical_transformer.compressor import Compressor
+from simple_hierarchical_transformer.merge import Merge
+from simple_hierarchical_transformer.norm import rms_norm
+from simple_hierarchical_transformer.token_shift import TokenShift
+
+
+def assert_same_function(
+    fast: Callable[[], Tensor], slow: Callable[[], Tensor], *variables: Tensor, tolerance: float = 1e-10
+) -> None:
+    """Both give the same output, and the same gradient with respect to every variable."""
+    outputs, weights = [], None
+    gradients = []
+    for function in (fast, slow):
+        output = function()
+        weights = torch.randn_like(output) if weights is None else weights
+        outputs.append(output.detach())
+        gradients.append(torch.autograd.grad((output * weights).sum(), variables, allow_unused=True))
+    assert outputs[0].shape == outputs[1].shape
+    assert (outputs[0] - outputs[1]).abs().max() < tolerance
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or (one - other).abs().max() < tolerance
+
+
+def doubled(module: nn.Module) -> Any:
+    module = module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.5)
+    return module
+
+
+@examples(quick=25, slow=200)
+@given(
+    dim_head=st.sampled_from([2, 4, 6]),
+    heads=st.integers(1, 3),
+    groups=st.sampled_from([1, 2, 4]),
+    reach=st.sampled_from([1, 2, 3, 7, 30]),
+    use_flash_attn=st.sampled_from([None, True, False]),
+    use_xpos=st.booleans(),
+    length=st.integers(1, 80),
+    seed=SEEDS,
+)
+def test_attention_equals_its_definition(
+    dim_head: int,
+    heads: int,
+    groups: int,
+    reach: int,
+    use_flash_attn: bool | None,
+    use_xpos: bool,
+    length: int,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    options = {"stride": 1, "phase_groups": groups, "reach": reach}
+    module = doubled(
+        Attention(6, dim_head, heads, **options, use_flash_attn=use_flash_attn, use_xpos=use_xpos)
+    )
+    x = torch.randn(2, length, 6, dtype=torch.float64, requires_grad=True)
+    slow = lambda: slow_reference.attention(module, x)  # noqa: E731
+    assert_same_function(lambda: module(x), slow, x, *module.parameters())
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 16, 40])
+@pytest.mark.parametrize("back", [0, 1])
+@pytest.mark.parametrize("length", [33, 96, 100])
+def test_windowed_attention_equals_that_of_local_attention(window: int, back: int, length: int) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(2, 3, length, 4, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, 3, length + back, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    block = max(window, 8)
+    halo = lambda: attend_chunk_and_halo(q, k, v, window, block, None)  # noqa: E731
+    assert_same_function(halo, lambda: attend_local(q, k, v, window), q, k, v)
+
+
+def test_long_windowed_attention_takes_the_path_with_a_halo(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    for name in ("attend_chunk_and_halo", "attend_local"):
+        original = getattr(attention_module, name)
+        monkeypatch.setattr(
+            attention_module, name, lambda *args, o=original, n=name: taken.append(n) or o(*args)
+        )
+    for fused in (None, True, False):
+        module = Attention(8, 4, 2, stride=1, phase_groups=1, reach=5, use_flash_attn=fused, use_xpos=False)
+        module(torch.randn(1, 100, 8))
+    assert taken == ["attend_chunk_and_halo", "attend_chunk_and_halo", "attend_local"]
+
+
+def test_xpos_stays_finite_and_exact_over_a_long_full_window() -> None:
+    """Scales of far tokens underflow to the zero that they are, and never overflow."""
+    torch.manual_seed(0)
+    module = Attention(4, 4, 1, stride=1, phase_groups=1, reach=60_000, use_flash_attn=None, use_xpos=True)
+    q, k, v = (torch.randn(1, 1, n, 4) for n in (3, 60_000, 60_000))
+    out = attention_module.attend(q, k, v, window=module.reach, groups=1, fused=None, xpos=True)
+    double = attention_module.attend(
+        q.double(), k.double(), v.double(), window=module.reach, groups=1, fused=None, xpos=True
+    )
+    assert out.isfinite().all()
+    assert (out - double).abs().max() < 1e-5
+
+
+def test_band_of_window_two() -> None:
+    assert band(3, 4, 1, 2, torch.device("cpu")).int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1]]
+
+
+@examples(quick=25, slow=200)
+@given(
+    factor=st.sampled_from([2, 4, 8]),
+    stride=st.sampled_from([1, 2, 4, 8]),
+    length=st.integers(1, 40),
+    seed=SEEDS,
+)
+def test_compressor_equals_its_definition(factor: int, stride: int, length: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    module = doubled(Compressor(3, 5, compress_factor=factor, stride=min(stride, factor)))
+    x = torch.randn(2, length, 3, dtype=torch.float64, requires_grad=True)
+    assert_same_function(
+        lambda: module(x), lambda: slow_reference.compressor(module, x), x, *module.parameters()
+    )
+
+
+@examples(quick=25, slow=200)
+@given(groups=st.sampled_from([1, 2, 4, 8]), length=st.integers(1, 40), seed=SEEDS)
+def test_token_shift_equals_its_definition(groups: int, length: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    module = TokenShift(stride=1, phase_groups=groups)
+    x = torch.randn(2, length, 6, dtype=torch.float64, requires_grad=True)
+    assert_same_function(lambda: module(x), lambda: slow_reference.token_shift(x, groups), x)
+
+
+def test_token_shift_of_two_phases() -> None:
+    x = torch.tensor([[[10.0, 1.0], [20.0, 2.0], [30.0, 3.0], [40.0, 4.0]]])
+    shifted = TokenShift(stride=1, phase_groups=2)(x)
+    assert shifted.tolist() == [[[10, 0], [20, 0], [30, 1], [40, 2]]]
+
+
+@examples(quick=25, slow=200)
+@given(
+    strides=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=2, max_size=4),
+    target=st.integers(0, 3),
+    length=st.integers(1, 40),
+    seed=SEEDS,
+)
+def test_merge_equals_one_map_of_all_streams_side_by_side(
+    strides: list[int], target: int, length: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    dims = [4, 2, 6, 3][: len(strides)]
+    module = doubled(Merge(dims, strides, target % len(strides)))
+    streams = [
+        torch.randn(2, -(-length // s), d, dtype=torch.float64, requires_grad=True)
+        for s, d in zip(strides, dims, strict=True)
+    ]
+    assert_same_function(
+        lambda: module(streams, streams[module.target].shape[1]),
+        lambda: slow_reference.merge(module, streams, strides),
+        *streams,
+        *module.parameters(),
+    )
+
+
+def test_rms_norm_equals_its_definition() -> None:
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert_same_function(lambda: rms_norm(x), lambda: slow_reference.norm(x), x)
+    zero = torch.zeros(2, 4, requires_grad=True)
+    rms_norm(zero).sum().backward()
+    assert zero.grad is not None and zero.grad.isfinite().all()

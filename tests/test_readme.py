@@ -1,0 +1,131 @@
+"""The README is true: its code runs, its commands are what CI runs, its table is the constructor's signature.
+
+HTML comments in the README, which readers don't see, say how a block is tested:
+
+    <!-- continues -->                runs in the namespace of the block before it
+    <!-- shrink: {"20000": "200"} --> these texts are replaced first, so that the block is small enough for a test
+"""
+
+import ast
+import inspect
+import json
+import re
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from simple_hierarchical_transformer import HierarchicalTransformer
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+BLOCK = re.compile(r"^(?P<comments>(?:<!-- [^\n]* -->\n)*)```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    line: int  # of the README at which its code starts
+    code: str
+    continues: bool
+
+
+def read_blocks(text: str) -> list[Block]:
+    blocks = []
+    for match in BLOCK.finditer(text):
+        code, comments = match["code"], match["comments"]
+        for shrink in re.findall(r"<!-- shrink: (.*) -->", comments):
+            for old, new in json.loads(shrink).items():
+                assert old in code, f"the README shrinks {old!r}, which its block doesn't hold:\n{code}"
+                code = code.replace(old, new)
+        if not torch.cuda.is_available():
+            code = code.replace(".cuda()", "")
+        blocks.append(Block(text.count("\n", 0, match.start("code")) + 1, code, "<!-- continues -->" in comments))
+    return blocks
+
+
+def group_chapters(blocks: list[Block]) -> list[list[Block]]:
+    """Blocks that continue each other, together."""
+    chapters: list[list[Block]] = []
+    for block in blocks:
+        if block.continues:
+            chapters[-1].append(block)
+        else:
+            chapters.append([block])
+    return chapters
+
+
+CHAPTERS = group_chapters(read_blocks(README))
+
+
+def test_every_python_block_is_found() -> None:
+    assert sum(len(chapter) for chapter in CHAPTERS) == README.count("```python") > 0
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: f"line {chapter[0].line}")
+def test_code_runs_offline(chapter: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError(f"code of the README opened a connection: {args}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        namespace: dict[str, object] = {"__name__": "readme"}
+        for block in chapter:
+            lines_before = "\n" * (block.line - 1)  # so that a traceback shows the README's line
+            exec(compile(lines_before + block.code, ROOT / "README.md", "exec"), namespace)
+
+
+def test_own_loop_is_under_twenty_lines() -> None:
+    loop = CHAPTERS[0][0].code
+    assert "loss.backward()" in loop
+    assert len([line for line in loop.splitlines() if line.strip()]) < 20
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the command that CI runs needs bash")
+@pytest.mark.parametrize(("name", "last_step"), [("train", "hierarchical-transformer train"), ("test", "pytest")])
+def test_command_is_one_line_that_ci_finds(name: str, last_step: str) -> None:
+    found = subprocess.run(["bash", ROOT / ".ci/run", "command", name], capture_output=True, text=True, check=True)
+    (command,) = found.stdout.splitlines()
+    assert command.startswith("python3 -m venv .venv && ")
+    assert command.endswith(last_step)  # so that CI can append options
+    assert command in README.split("## In your own loop")[0]
+
+
+def read_table(heading: str) -> dict[str, str]:
+    """First column, without its backquotes, to the second."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return dict(re.findall(r"^\| `(\w+)` \| (.*?) \| .+ \|$", section, re.MULTILINE))
+
+
+def test_table_lists_exactly_the_constructor_arguments() -> None:
+    parameters = list(inspect.signature(HierarchicalTransformer.__init__).parameters.values())[1:]
+    table = read_table("Constructor arguments")
+    assert set(table) == {parameter.name for parameter in parameters}
+    for parameter in parameters:
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, parameter.name
+        default = table[parameter.name]
+        if parameter.default is inspect.Parameter.empty:
+            assert default == "required", parameter.name
+        else:
+            stated = ast.literal_eval(default.strip("`"))
+            assert (type(stated), stated) == (type(parameter.default), parameter.default), parameter.name
+
+
+def test_forward_switches_are_named() -> None:
+    section = README.split("The switches of one `forward(ids, …)` are ")[1].split("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", section))
+    switches = list(inspect.signature(HierarchicalTransformer.forward).parameters)[2:]
+    assert named == set(switches)
+
+
+def test_files_it_links_to_exist() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in target]
+    assert targets
+    for target in targets:
+        assert (ROOT / target).is_file(), target
