@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .activation import squared_relu
 from .state import Tail, extend_padded
 
 
@@ -39,7 +39,7 @@ class Compressor(nn.Module):
             return x.new_zeros(x.shape[0], 0, self.to_out.out_features)
         d = rows.shape[2]
         windows = rearrange(rows, "b n d -> b (n d)").unfold(1, c * d, s * d)  # (b, m, c·d), a view
-        out: Tensor = self.to_out(F.silu(self.window(windows)))
+        out: Tensor = self.to_out(squared_relu(self.window(windows)))
         return out
 
 

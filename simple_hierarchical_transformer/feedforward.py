@@ -1,10 +1,10 @@
-"""Feed-forward with squared ReLU (So et al., Primer, arXiv 2109.08668)."""
+"""Feed-forward of one stream."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .activation import squared_relu
 from .norm import rms_norm
 
 
@@ -17,5 +17,5 @@ class FeedForward(nn.Module):
         self.to_out = nn.Linear(dim_hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.to_out(F.relu(self.expand(rms_norm(x))).square())
+        out: Tensor = self.to_out(squared_relu(self.expand(rms_norm(x))))
         return out

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .activation import squared_relu
 from .modules import module_list
 from .norm import rms_norm
 from .state import StateNode, Tail
@@ -81,7 +81,7 @@ class Merge(nn.Module):
         hidden: Tensor = self.bias
         for tokens, project, hold, tail in zip(normed, self.projections, self.holds, held, strict=True):
             hidden = hidden + hold(project(tokens), num_targets, position, tail)
-        out: Tensor = self.to_out(F.silu(hidden))
+        out: Tensor = self.to_out(squared_relu(hidden))
         return out
 
 

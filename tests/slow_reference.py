@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from simple_hierarchical_transformer.attention import Attention
@@ -63,7 +62,7 @@ def compressor(module: Compressor, x: Tensor) -> Tensor:
             position = end - c + 1 + offset
             if position >= 0:
                 hidden = hidden + x[:, position] @ weight[:, offset].T
-        tokens.append(F.silu(hidden) @ module.to_out.weight.T)
+        tokens.append((hidden.relu() ** 2) @ module.to_out.weight.T)
     return torch.stack(tokens, dim=1)
 
 
@@ -83,4 +82,4 @@ def merge(module: Merge, normed: list[Tensor], strides: list[int]) -> Tensor:
         rows.append(torch.cat([x[:, position // s] for x, s in zip(normed, strides, strict=True)], dim=-1))
     weight = torch.cat([projection.weight for projection in module.projections], dim=1)
     hidden = torch.stack(rows, dim=1) @ weight.T + module.bias
-    return F.silu(hidden) @ module.to_out.weight.T
+    return (hidden.relu() ** 2) @ module.to_out.weight.T

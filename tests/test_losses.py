@@ -94,7 +94,9 @@ def test_hierarchical_ar_predicts_the_next_disjoint_token(stride: int) -> None:
 def test_a_latent_target_carries_no_gradient() -> None:
     model = build(**OFF | {"hierarchical_ar_loss_weight": 1.0}, hierarchical_stride=(1, 4))
     captured = []
-    model.compressors[1].register_forward_hook(lambda m, i, o: captured.append(o.detach().requires_grad_()) or captured[-1])
+    model.compressors[1].register_forward_hook(
+        lambda m, i, o: captured.append(o.detach().requires_grad_()) or captured[-1]
+    )
     _, losses = model(IDS[:1], return_loss=True)
     (gradient,) = torch.autograd.grad(losses.hierarchical_ar, captured)
     assert gradient[:, 0].any()  # the token at 0 predicts
@@ -129,7 +131,7 @@ def test_quantised_prophet_predicts_the_codes_of_the_next_disjoint_token(stride:
     loss, losses = model(IDS, return_loss=True)
     codes = model(IDS[:, :-1], return_random_proj_quantize_ids=True)[1]
     assert codes.shape == (2, -(-7 // stride), 2)
-    assert 0 <= codes.min() and codes.max() < 5
+    assert codes.min() >= 0 and codes.max() < 5
     weight = model.objective.prophet["1"].to_codes.weight.reshape(2, 5, 6)
     embeds, terms = embeds_of(model), []
     for row in range(2):
@@ -157,8 +159,9 @@ def test_codes_are_those_of_the_quantizer_and_follow_from_its_seed() -> None:
 @pytest.mark.parametrize("stride", [1, 4])
 def test_next_latent_rolls_out_through_the_dynamics(stride: int, dynamic: bool) -> None:
     model = build(
-        **OFF, next_latent_loss_weight=(0.0, 0.5), next_latent_loss_type="mse", num_rollouts=2, hierarchical_stride=(1, stride),
-        rollout_weights=(3, 1), dynamic_rollout_loss_weight=dynamic, **({"dynamic_loss_decay": 0.7} if dynamic else {}),
+        **OFF, next_latent_loss_weight=(0.0, 0.5), next_latent_loss_type="mse", num_rollouts=2, rollout_weights=(3, 1),
+        hierarchical_stride=(1, stride), dynamic_rollout_loss_weight=dynamic,
+        **({"dynamic_loss_decay": 0.7} if dynamic else {}),
     )  # fmt: skip
     ids = torch.cat((IDS, IDS[:, :4]), dim=1)
     loss, losses = model(ids, return_loss=True)
@@ -239,7 +242,7 @@ def test_losses_unpack_into_three_and_have_names() -> None:
     loss, (ce_loss, recon_loss, prophet_loss) = model(IDS, return_loss=True)
     _, losses = model(IDS, return_loss=True)
     assert isinstance(losses, Losses) and len(losses) == 3
-    assert [float(x) for x in losses] == [float(x) for x in (ce_loss, recon_loss, prophet_loss)]
+    assert all(torch.equal(*pair) for pair in zip(losses, (ce_loss, recon_loss, prophet_loss), strict=True))
     assert losses[1] is losses.reconstruction
     assert same(losses.prediction, losses.hierarchical_ar + losses.prophet + losses.next_latent)
     latent = losses.next_latent_by_stream
@@ -269,7 +272,10 @@ def test_padding_is_ignored_whatever_id_stands_for_it() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_chunked_cross_entropy_equals_the_plain_one(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(3, 50, 8, dtype=dtype, requires_grad=True), torch.randn(90, 8, dtype=dtype, requires_grad=True)
+    x, weight = (
+        torch.randn(3, 50, 8, dtype=dtype, requires_grad=True),
+        torch.randn(90, 8, dtype=dtype, requires_grad=True),
+    )
     target, valid = torch.randint(0, 90, (3, 50)), torch.rand(3, 50) < 0.7
     results = []
     for threshold in (1 << 60, 0):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from simple_hierarchical_transformer import attention as attention_module
+from simple_hierarchical_transformer.activation import squared_relu
 from simple_hierarchical_transformer.attention import Attention, attend_chunk_and_halo, attend_local, band
 from simple_hierarchical_transformer.compressor import Compressor
 from simple_hierarchical_transformer.merge import Merge
@@ -70,9 +71,7 @@ def test_attention_equals_its_definition(
 ) -> None:
     torch.manual_seed(seed)
     options = {"stride": 1, "phase_groups": groups, "reach": reach}
-    module = doubled(
-        Attention(6, dim_head, heads, **options, use_flash_attn=use_flash_attn, use_xpos=use_xpos)
-    )
+    module = doubled(Attention(6, dim_head, heads, **options, use_flash_attn=use_flash_attn, use_xpos=use_xpos))
     x = torch.randn(2, length, 6, dtype=torch.float64, requires_grad=True)
     slow = lambda: slow_reference.attention(module, x)  # noqa: E731
     assert_same_function(lambda: module(x), slow, x, *module.parameters())
@@ -94,9 +93,7 @@ def test_long_windowed_attention_takes_the_path_with_a_halo(monkeypatch: pytest.
     taken = []
     for name in ("attend_chunk_and_halo", "attend_local"):
         original = getattr(attention_module, name)
-        monkeypatch.setattr(
-            attention_module, name, lambda *args, o=original, n=name: taken.append(n) or o(*args)
-        )
+        monkeypatch.setattr(attention_module, name, lambda *args, o=original, n=name: taken.append(n) or o(*args))
     for fused in (None, True, False):
         module = Attention(8, 4, 2, stride=1, phase_groups=1, reach=5, use_flash_attn=fused, use_xpos=False)
         module(torch.randn(1, 100, 8))
@@ -131,9 +128,7 @@ def test_compressor_equals_its_definition(factor: int, stride: int, length: int,
     torch.manual_seed(seed)
     module = doubled(Compressor(3, 5, compress_factor=factor, stride=min(stride, factor)))
     x = torch.randn(2, length, 3, dtype=torch.float64, requires_grad=True)
-    assert_same_function(
-        lambda: module(x), lambda: slow_reference.compressor(module, x), x, *module.parameters()
-    )
+    assert_same_function(lambda: module(x), lambda: slow_reference.compressor(module, x), x, *module.parameters())
 
 
 @examples(quick=25, slow=200)
@@ -182,3 +177,14 @@ def test_rms_norm_equals_its_definition() -> None:
     zero = torch.zeros(2, 4, requires_grad=True)
     rms_norm(zero).sum().backward()
     assert zero.grad is not None and zero.grad.isfinite().all()
+
+
+def test_squared_relu_equals_its_definition() -> None:
+    x = torch.randn(3, 50, dtype=torch.float64, requires_grad=True)
+    assert_same_function(lambda: squared_relu(x), lambda: x.relu() ** 2, x)
+
+
+@pytest.mark.parametrize("function", [rms_norm, squared_relu])
+def test_our_own_backward_passes_equal_finite_differences(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, x)

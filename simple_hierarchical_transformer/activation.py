@@ -1,0 +1,32 @@
+"""Squared ReLU (So et al., Primer, arXiv 2109.08668)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _SquaredReLU(torch.autograd.Function):
+    """Keeps its output for the backward pass, which the linear map after it keeps as well, and not its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.relu().square_()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        result: Tensor = y.sqrt().mul_(2).mul_(gradient)
+        return result
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)², element by element."""
+    squared: Tensor = _SquaredReLU.apply(x)  # type: ignore[no-untyped-call]
+    return squared

@@ -1,0 +1,209 @@
+"""The command `hierarchical-transformer`: train a model on text, and let it write."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from . import HierarchicalTransformer, __version__
+from .training.config import DEFAULT_MINUTES, DEVICES, ModelArguments, TrainConfig
+from .training.run_folder import MODEL_FOLDER
+from .training.text import check_byte_model, continue_text, printable
+
+COMMAND = "hierarchical-transformer"
+EXTRA = {"accelerate", "tqdm"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, like all others of this command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{COMMAND}: error: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status: 0, 1 (training diverged), 2 (a mistake of the user's) or 130 (interrupted)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # text of any language is shown, escaped, where the terminal's encoding doesn't know it
+        sys.stdout.reconfigure(errors="backslashreplace")
+    options = vars(make_parser().parse_args(arguments))
+    command = options.pop("command")
+    try:
+        status: int = command(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # whoever read the output, such as `head`, has seen enough; Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, TypeError, OSError) as error:
+        return fail(error, 2)
+    except KeyboardInterrupt:
+        print(f"{COMMAND}: interrupted", file=sys.stderr)
+        return 130
+
+
+def fail(error: Exception, status: int) -> int:
+    print(f"{COMMAND}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def train(options: dict[str, Any]) -> int:
+    try:
+        from .training.loop import NonFiniteError
+        from .training.loop import train as train_model
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        raise ValueError(
+            f"training needs the package {error.name}, which isn't installed: "
+            'pip install "simple-hierarchical-transformer[train]"'
+        ) from error
+    of_model = {field.name for field in fields(ModelArguments)}
+    model = ModelArguments(**{name: value for name, value in options.items() if name in of_model})
+    settings = {name: value for name, value in options.items() if name not in of_model}
+    try:
+        result = train_model(TrainConfig(**settings, model=model), report=report)
+    except NonFiniteError as error:
+        return fail(error, 1)
+    return 130 if result.interrupted else 0
+
+
+def report(line: str) -> None:
+    print(line, flush=True)
+
+
+def generate(options: dict[str, Any]) -> int:
+    folder = find_model(options["model"])
+    model = HierarchicalTransformer.from_pretrained(folder)
+    check_byte_model(model.num_tokens, str(folder))
+    # the shell hands over bytes that are no UTF-8 as lone surrogates
+    prompt = options["prompt"].encode("utf-8", "surrogateescape")
+    written = continue_text(
+        move(model, options["device"]),
+        prompt,
+        options["length"],
+        temperature=options["temperature"],
+        filter_thres=options["filter_thres"],
+        seed=options["seed"],
+    )
+    print(printable(prompt + written))
+    return 0
+
+
+def move(model: HierarchicalTransformer, device: str) -> HierarchicalTransformer:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ValueError(f"--device: torch finds no device {device!r} here: use --device cpu") from error
+
+
+def find_model(folder: Path) -> Path:
+    """The folder of the model itself, given that or the folder of its run."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"--model: {folder} isn't a folder: name the run folder that `{COMMAND} train` left, or its {MODEL_FOLDER}/"
+        )
+    return folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog=COMMAND, description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"{COMMAND} {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="train | generate")
+    add_train(commands)
+    add_generate(commands)
+    return parser
+
+
+def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Flags that aren't given are left out of the options, so that every default stands in `TrainConfig` alone."""
+    parser = commands.add_parser(
+        "train",
+        help="train a byte model on text",
+        description="Train a byte model on text: the Python interpreter's own library, or your files.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=train)
+
+    def add(flag: str, help: str, **options: Any) -> None:
+        name = options.get("dest", flag.removeprefix("--").replace("-", "_"))
+        default = DEFAULTS[name]
+        shown = " ".join(map(lower, default)) if isinstance(default, tuple) else lower(default)
+        parser.add_argument(flag, help=f"{help} (default: {shown})" if shown != "none" and shown else help, **options)
+
+    add("--data", "files and folders, plain or .gz; default: the library of this Python", nargs="+", metavar="PATH")
+    add("--out", "folder of the run; an earlier run in it is moved aside", metavar="FOLDER")
+    add("--steps", "optimiser steps", type=int)
+    add("--minutes", f"time to train; default, without --steps: {DEFAULT_MINUTES:g}", type=float)
+    add("--seed", "seed of weights, batches and the sample", type=int)
+    add("--device", "where to train", choices=DEVICES)
+    add("--batch-size", "sequences per step", type=int)
+    add("--seq-len", "bytes per sequence", type=int)
+    add("--muon-lr", "learning rate of the hidden matrices", type=float)
+    add("--adamw-lr", "learning rate of everything else", type=float)
+    add("--validate-every", "steps between two validations", type=int)
+    add("--sample-length", "bytes that the trained model writes at the end", type=int)
+    several = {"nargs": "+", "action": OneOrPerStream}
+    add("--dim", "width, of all streams or of each", type=int, **several)
+    add("--depth", "layers", type=int)
+    add("--heads", "attention heads, of all streams or of each", type=int, **several)
+    add("--dim-head", "width of a head, of all streams or of each", type=int, **several)
+    add("--ff-mult", "hidden width of the feed-forward, as a multiple of --dim", type=float, **several)
+    add("--hierarchies", "compress factor of each stream", type=int, **several)
+    add("--stride", "stride of each stream", type=int, dest="hierarchical_stride", **several)
+    add("--window-sizes", "previous tokens that are attended to, or none for all of them", type=window, **several)
+
+
+def add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="continue a text with a trained model",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=generate)
+    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="folder of a run, or of a model")
+    parser.add_argument("--prompt", default="def ", help="text to continue")
+    parser.add_argument("--length", type=length, default=300, help="bytes to write")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: always the most likely byte")
+    parser.add_argument("--filter-thres", type=float, default=0.9, help="share of the unlikeliest bytes never written")
+    parser.add_argument("--seed", type=length, default=0, help="seed of the choice")
+    parser.add_argument("--device", default="auto", help="where to compute, such as cpu or cuda")
+
+
+DEFAULTS = {
+    field.name: getattr(config, field.name) for config in (TrainConfig(), ModelArguments()) for field in fields(config)
+}
+
+
+class OneOrPerStream(argparse.Action):
+    """One value stands for all streams, several for one stream each."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
+
+
+def window(text: str) -> int | None:
+    return None if text.lower() == "none" else int(text)
+
+
+def length(text: str) -> int:
+    if int(text) < 0:
+        raise ValueError
+    return int(text)
+
+
+def lower(value: Any) -> str:
+    return str(value).lower()

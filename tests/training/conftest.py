@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simple_hierarchical_transformer.training import ModelArguments, TrainConfig
+
+TEXT = b"".join(b"line %d of a text that says nothing new\n" % number for number in range(200))
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_bytes(TEXT)
+    return path
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path, text_file: Path) -> Callable[..., TrainConfig]:
+    """The configuration of a run of a few steps that takes no time."""
+
+    def make(**changes: Any) -> TrainConfig:
+        model = ModelArguments(
+            dim=16, depth=1, heads=2, dim_head=8, hierarchies=(1, 4), hierarchical_stride=(1, 4), window_sizes=(8, None)
+        )
+        settings: dict[str, Any] = {
+            "data": [text_file],
+            "out": tmp_path / "run",
+            "steps": 3,
+            "batch_size": 2,
+            "seq_len": 32,
+            "device": "cpu",
+            "validate_every": 2,
+            "validation_sequences": 2,
+            "final_validation_sequences": 4,
+            "sample_length": 5,
+            "model": model,
+        }
+        return TrainConfig(**{**settings, **changes})
+
+    return make
