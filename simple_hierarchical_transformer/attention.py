@@ -209,6 +209,8 @@ def scaled_dot_product(
             with sdpa_kernel(FUSED_KERNELS):
                 return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         except RuntimeError as error:
+            if "No available kernel" not in str(error):
+                raise
             raise ValueError(
                 f"use_flash_attn=True, but there is no fused attention kernel for {q.dtype} on {q.device.type} with "
                 f"dim_head {q.shape[-1]} and {q.shape[-2]} queries over {k.shape[-2]} keys: use float16 or bfloat16, "

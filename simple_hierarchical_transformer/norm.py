@@ -21,7 +21,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
         inverse = (mean_square + EPS).rsqrt()
-        y = x * inverse
+        y: Tensor = x * inverse
         ctx.save_for_backward(y, inverse)
         return y
 

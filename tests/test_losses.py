@@ -265,7 +265,7 @@ def test_padding_is_ignored_whatever_id_stands_for_it() -> None:
     for padding in (3, 10, -1, -100):
         model = build(ignore_index=padding, prophet_loss_weight=0.1, next_latent_loss_weight=0.1)
         ids = torch.tensor([[5, 1, 8, 1, 6, 2, 7, 4], [9, 0, 2, 4, 5, padding, padding, padding]])
-        values.append(float(model(ids, return_loss=True)[0]))
+        values.append(model(ids, return_loss=True)[0].item())
     assert max(values) - min(values) < 1e-12
 
 

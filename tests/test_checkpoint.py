@@ -1,0 +1,131 @@
+"""A saved model is the same model, and one flipped bit is caught."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from configurations import build, examples, model_arguments, random_ids
+from hypothesis import given
+from torch import Tensor, nn
+
+from simple_hierarchical_transformer import CheckpointError, HierarchicalTransformer
+from simple_hierarchical_transformer.checkpoint import write_atomically
+
+ARGUMENTS: dict[str, Any] = {
+    "num_tokens": 11, "dim": (8, 4), "depth": 2, "seq_len": 16, "dim_head": 2, "heads": 2,
+    "hierarchies": (1, 4), "hierarchical_stride": (1, 2), "window_sizes": (3, None),
+}  # fmt: skip
+
+
+@examples(quick=15, slow=100)
+@given(arguments=model_arguments())
+def test_a_loaded_model_gives_the_same_logits_and_losses(
+    tmp_path_factory: pytest.TempPathFactory, arguments: dict[str, Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("model")
+    model = build(arguments)
+    model.save_pretrained(folder)
+    loaded = HierarchicalTransformer.from_pretrained(folder)
+    assert loaded.dtype == torch.float64
+    assert loaded.config == model.config
+    ids = random_ids(2, model.seq_len + 1, seed=0)
+    assert torch.equal(model(ids[:, :-1]), loaded(ids[:, :-1]))
+    assert torch.equal(model(ids, return_loss=True)[0], loaded(ids, return_loss=True)[0])
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_one_flipped_bit_is_caught(file: str, tmp_path: Path) -> None:
+    HierarchicalTransformer(**ARGUMENTS).save_pretrained(tmp_path)
+    path, chance = tmp_path / file, random.Random(0)
+    good = path.read_bytes()
+    # every bit of the header, and some of the rest
+    places = {*range(min(len(good), 400) * 8), *(chance.randrange(len(good) * 8) for _ in range(400))}
+    for place in places:
+        damaged = bytearray(good)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            HierarchicalTransformer.from_pretrained(tmp_path)
+    path.write_bytes(good)
+    HierarchicalTransformer.from_pretrained(tmp_path)
+
+
+def test_truncated_and_extended_weights_are_caught(tmp_path: Path) -> None:
+    HierarchicalTransformer(**ARGUMENTS).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    good = path.read_bytes()
+    for damaged in (good[:-1], good[: len(good) // 2], good[:9], good + b"\0"):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            HierarchicalTransformer.from_pretrained(tmp_path)
+
+
+def test_saving_twice_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = HierarchicalTransformer(**ARGUMENTS)
+        model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "notes.txt"}
+    loaded = HierarchicalTransformer.from_pretrained(tmp_path)
+    assert torch.equal(loaded.token_emb.weight, model.token_emb.weight)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def no_space(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
+    model = HierarchicalTransformer(**ARGUMENTS).bfloat16()
+    model.save_pretrained(tmp_path)
+    loaded = HierarchicalTransformer.from_pretrained(tmp_path)
+    ids = random_ids(1, 16, seed=0)
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(model(ids), loaded(ids))
+
+
+def test_sequence_length_and_windows_change_no_parameter(tmp_path: Path) -> None:
+    HierarchicalTransformer(**ARGUMENTS).save_pretrained(tmp_path)
+    loaded = HierarchicalTransformer.from_pretrained(tmp_path, seq_len=64, window_sizes=(9, 2), use_flash_attn=False)
+    assert loaded(random_ids(1, 64, seed=0)).shape == (1, 64, 11)
+    with pytest.raises(ValueError, match=r"dim can't be changed.*seq_len, window_sizes"):
+        HierarchicalTransformer.from_pretrained(tmp_path, dim=16)
+
+
+def test_objects_that_no_file_can_hold_are_given_again(tmp_path: Path) -> None:
+    class Summarizer(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x[:, ::2])
+
+    def absolute(prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).abs()
+
+    def objects() -> dict[str, Any]:
+        return {"chunk_summarizers": (None, Summarizer(8, 4)), "next_latent_loss_type": absolute}
+
+    model = HierarchicalTransformer(**ARGUMENTS, next_latent_loss_weight=(0.0, 0.1), **objects())
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"its own chunk_summarizers.*from_pretrained\(folder, chunk_summarizers=…\)"):
+        HierarchicalTransformer.from_pretrained(tmp_path)
+    loaded = HierarchicalTransformer.from_pretrained(tmp_path, **objects())
+    ids = random_ids(1, 17, seed=0)
+    assert torch.equal(model(ids, return_loss=True)[0], loaded(ids, return_loss=True)[0])
+
+
+def test_everything_that_is_saved_is_a_parameter() -> None:
+    model = HierarchicalTransformer(**ARGUMENTS, prophet_loss_weight=0.1, prophet_loss_use_quantized=True)
+    assert model.state_dict().keys() == {name for name, _ in model.named_parameters()}
