@@ -209,7 +209,7 @@ def scaled_dot_product(
             with sdpa_kernel(FUSED_KERNELS):
                 return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         except RuntimeError as error:
-            if "No available kernel" not in str(error):
+            if not str(error).startswith(("No available kernel", "No viable backend")):
                 raise
             raise ValueError(
                 f"use_flash_attn=True, but there is no fused attention kernel for {q.dtype} on {q.device.type} with "

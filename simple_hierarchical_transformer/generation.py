@@ -44,7 +44,9 @@ def generate(
         logits = model(chunk, state=state, ablate_hierarchical_merge=ablate_hierarchical_merge)
     tokens: list[Tensor] = []
     while len(tokens) < length:
-        tokens.append(sample(keep_top(logits[:, -1], filter_thres), temperature, generator))
+        last = logits[:, -1]
+        # the most likely token stays the most likely one, and filtering may break ties another way
+        tokens.append(sample(keep_top(last, filter_thres) if temperature else last, temperature, generator))
         if len(tokens) < length:  # the last token needs no successor
             logits = model(tokens[-1][:, None], state=state, ablate_hierarchical_merge=ablate_hierarchical_merge)
     return torch.stack(tokens, dim=1) if tokens else prompt[:, :0]

@@ -15,8 +15,10 @@ from simple_hierarchical_transformer import HierarchicalTransformer
 @examples(quick=40, slow=300)
 @given(arguments=model_arguments(), seed=SEEDS)
 def test_every_parameter_gets_a_gradient_from_one_backward_pass(arguments: dict[str, Any], seed: int) -> None:
-    # long enough that every stream has tokens ahead of it; -100, so that no id is padding by chance
-    model = build(arguments | {"seq_len": 100, "ignore_index": -100}, seed=seed).train()
+    # long enough that every stream has tokens ahead of it, and so wide that no layer has only units that are off by
+    # chance; -100, so that no id is padding by chance
+    wide = {"dim": tuple(dim + 10 for dim in arguments["dim"]), "ff_mult": 2}
+    model = build(arguments | wide | {"seq_len": 100, "ignore_index": -100}, seed=seed).train()
     loss, _ = model(random_ids(2, 101, seed), return_loss=True)
     loss.backward()
     lacking = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
