@@ -24,8 +24,9 @@ class _SquaredReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        # dx = 2·√y·dy; the square root itself is ten times slower than its inverse on CPUs
-        result: Tensor = y.clamp_min(TINY).rsqrt_().mul_(y).mul_(2).mul_(gradient)
+        # dx = 2·√y·dy; the square root itself is ten times slower than its inverse on CPUs, and 1e-30 is 0 in float16
+        precise = y.to(torch.promote_types(y.dtype, torch.float32))
+        result: Tensor = precise.clamp_min(TINY).rsqrt_().mul_(precise).mul_(2).to(y.dtype).mul_(gradient)
         return result
 
 

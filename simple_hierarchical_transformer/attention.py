@@ -87,12 +87,20 @@ class Attention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, groups: int, fused: bool | None, xpos: bool) -> Tensor:
     """Windowed causal attention of q (b, h, m, d) over k and v (b, h, r, d) within phases; r - m ≤ groups · window."""
     m = q.shape[-2]
+    back = k.shape[-2] - m
+    if window == 0:  # a full window over no more input tokens than one token summarises
+        return v[..., back:, :]
     if groups == 1:
         return attend_phase(q, k, v, None, window, fused, xpos)
 
-    # rows are padded so that a phase is every g-th of them: keys in front (only while a state is young), all at the
-    # end, where causality hides the padding
-    before, after = -(k.shape[-2] - m) % groups, -m % groups
+    # rows are padded so that a phase is every g-th of them: keys in front, which happens only while a state is young,
+    # and then for the first few queries alone; all at the end, where causality hides the padding
+    before, after = -back % groups, -m % groups
+    if before and m > before:
+        end = back + before
+        parts = (q[..., :before, :], k[..., :end, :], v[..., :end, :]), (q[..., before:, :], k, v)
+        outs = [attend(*part, window=window, groups=groups, fused=fused, xpos=xpos) for part in parts]
+        return torch.cat(outs, dim=-2)
     k, v = (F.pad(t, (0, 0, before, after)) for t in (k, v))
     q = F.pad(q, (0, 0, 0, after))
     used = min(m, groups)  # with fewer queries than phases, the other phases have none

@@ -39,20 +39,23 @@ class CheckpointError(ValueError):
         super().__init__(f"{path}: {reason}: {remedy}")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file at `path` by `content`, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def write_atomically(contents: Mapping[Path, bytes]) -> None:
+    """Replace the files of one folder, each whole or not at all; none before all are safely on the disk."""
+    beside = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for path in contents}
     try:
-        with open(beside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        for path, content in contents.items():
+            with open(beside[path], "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(beside[path], path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        for path in beside.values():
+            path.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the rename itself must reach the disk
-        folder = os.open(path.parent, os.O_RDONLY)
+    if os.name == "posix":  # the renames themselves must reach the disk
+        folder = os.open(next(iter(contents)).parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
@@ -88,10 +91,16 @@ def save_model(model: HierarchicalTransformer, folder: str | os.PathLike[str]) -
         if arguments[name] is not None and not isinstance(arguments[name], str):
             arguments[name] = CUSTOM
     config = {"format_version": FORMAT_VERSION, "model": arguments}
-    config["sha256"] = checksum_of_json(config)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / WEIGHTS_FILE, save(tensors, metadata={"sha256": checksum_of_tensors(tensors)}))
-    write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2).encode())
+    checksum = checksum_of_json(config)
+    # copied, since tensors that share their memory can't be saved
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    metadata = {"sha256": checksum_of_tensors(tensors), "config_sha256": checksum}
+    write_atomically(
+        {
+            folder / WEIGHTS_FILE: save(tensors, metadata=metadata),
+            folder / CONFIG_FILE: json.dumps(config | {"sha256": checksum}, indent=2).encode(),
+        }
+    )
 
 
 def load_model(
@@ -106,8 +115,8 @@ def load_model(
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(folder, "there is no such folder", "give the folder that save_pretrained wrote")
-    arguments = read_config(folder / CONFIG_FILE)
-    tensors = read_weights(folder / WEIGHTS_FILE)
+    arguments, config_checksum = read_config(folder / CONFIG_FILE)
+    tensors = read_weights(folder / WEIGHTS_FILE, config_checksum)
     for name in overrides:
         if name not in (*OVERRIDES, *OBJECTS):
             raise ValueError(
@@ -124,21 +133,19 @@ def load_model(
     try:
         model = cls(**arguments)
     except (TypeError, ValueError) as error:
+        if overrides:
+            raise
         raise CheckpointError(folder / CONFIG_FILE, str(error), "save the model again") from error
     expected = model.state_dict()
     if problems := compare(expected, tensors):
-        raise CheckpointError(
-            folder / WEIGHTS_FILE, f"the weights are of another configuration, {problems}", "save the model again"
-        )
-    types = {tensor.dtype for tensor in tensors.values()}
-    if len(types) == 1:
-        model.to(types.pop())
-    model.load_state_dict(tensors, strict=True)
+        remedy = "give the objects that the model was built with" if set(overrides) & set(OBJECTS) else "save it again"
+        raise CheckpointError(folder / WEIGHTS_FILE, f"the weights don't fit the model: {problems}", remedy)
+    model.load_state_dict(tensors, strict=True, assign=True)
     return model
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The constructor arguments in a configuration file."""
+def read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """The constructor arguments in a configuration file, and its checksum."""
     remedy = "copy the folder again, or save the model again"
     try:
         content = json.loads(path.read_bytes())
@@ -152,25 +159,27 @@ def read_config(path: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         newer = "install a newer version of simple-hierarchical-transformer"
         raise CheckpointError(path, f"format version {version!r} is not {FORMAT_VERSION}", newer)
-    if checksum != checksum_of_json(content):
+    if not isinstance(checksum, str) or checksum != checksum_of_json(content):
         raise CheckpointError(path, "the checksum is wrong, so the file was changed or damaged", remedy)
     arguments: dict[str, Any] = content["model"]
-    return arguments
+    return arguments, checksum
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, verified against its checksum."""
+def read_weights(path: Path, config_checksum: str) -> dict[str, Tensor]:
+    """The tensors of a weights file, verified against its checksum and against that of its configuration."""
     remedy = "copy the folder again, or save the model again"
     if not path.is_file():
         raise CheckpointError(path, "the file is missing", remedy)
     try:
         with safe_open(path, framework="pt") as file:
-            checksum = (file.metadata() or {}).get("sha256")
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(path, f"the file is damaged ({error})", remedy) from None
-    if checksum != checksum_of_tensors(tensors):
+    if metadata.get("sha256") != checksum_of_tensors(tensors):
         raise CheckpointError(path, "the checksum of the weights is wrong, so the file is damaged", remedy)
+    if metadata.get("config_sha256") != config_checksum:
+        raise CheckpointError(path, f"the weights are of another configuration than {CONFIG_FILE}", remedy)
     return tensors
 
 

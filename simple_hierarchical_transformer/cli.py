@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def fail(error: Exception, status: int) -> int:
-    print(f"{COMMAND}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    lines = [str(error), *getattr(error, "__notes__", ())]
+    print(f"{COMMAND}: error: {' '.join('; '.join(lines).split())}", file=sys.stderr)
     return status
 
 
@@ -72,7 +73,7 @@ def train(options: dict[str, Any]) -> int:
     settings = {name: value for name, value in options.items() if name not in of_model}
     try:
         result = train_model(TrainConfig(**settings, model=model), report=report)
-    except NonFiniteError as error:
+    except (NonFiniteError, BrokenPipeError) as error:
         return fail(error, 1)
     return 130 if result.interrupted else 0
 
@@ -200,7 +201,7 @@ def window(text: str) -> int | None:
 
 
 def length(text: str) -> int:
-    if int(text) < 0:
+    if not 0 <= int(text) < 2**63:
         raise ValueError
     return int(text)
 

@@ -59,10 +59,6 @@ class StreamConfig:
         full = (seq_len - 1) // self.compress_factor
         return full if self.window_size is None else self.window_size
 
-    def num_tokens(self, length: int) -> int:
-        """How many tokens this stream emits for the first `length` input tokens."""
-        return -(-length // self.stride)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ProphetConfig:
@@ -123,10 +119,6 @@ class ModelConfig:
     def dim_head_input(self) -> int:
         """Width of what the logits come from: the predict stream's, or that of all streams side by side."""
         return sum(s.dim for s in self.streams) if self.predict_use_all else self.predict_stream.dim
-
-    @property
-    def coarse_indices(self) -> tuple[int, ...]:
-        return tuple(i for i, stream in enumerate(self.streams) if stream.is_coarse)
 
     def merge_targets(self, *, is_last: bool) -> tuple[int, ...]:
         """Indices of the streams that a layer merges into."""
@@ -302,13 +294,20 @@ def build_next_latent(
             f"target (b, m, d) to a loss per feature (b, m, d), got {loss_type!r}"
         )
     num_rollouts = whole("num_rollouts", num_rollouts, least=1)
+    num_layers = whole("dynamics_num_layers", num_layers, least=1)
     dynamic_weight = flag("dynamic_rollout_loss_weight", dynamic_weight)
-    if num_rollouts == 1 or not dynamic_weight:
-        only_with(
-            False,
-            "dynamic_rollout_loss_weight=True and num_rollouts > 1",
-            dynamic_loss_decay=(decay, 1.0),
-        )
+    only_with(num_layers > 1, "dynamics_num_layers > 1", dynamics_hidden_dim=(hidden_dim, None))
+    only_with(
+        num_rollouts > 1,
+        "num_rollouts > 1",
+        rollout_weights=(rollout_weights, None),
+        dynamic_rollout_loss_weight=(dynamic_weight, True),
+    )
+    only_with(
+        num_rollouts > 1 and dynamic_weight,
+        "num_rollouts > 1 and dynamic_rollout_loss_weight=True",
+        dynamic_loss_decay=(decay, 1.0),
+    )
     summarizers = per_stream("chunk_summarizers", chunk_summarizers, count)
     for summarizer, stream_weight, stream in zip(summarizers, weights, streams, strict=True):
         if summarizer is not None and not isinstance(summarizer, nn.Module):
@@ -324,6 +323,8 @@ def build_next_latent(
     given = [s for s in summarizers if s is not None]
     if len({id(s) for s in given}) < len(given):
         raise ValueError("chunk_summarizers holds the same module for several streams: give each stream its own")
+    if rollout_weights is not None and not isinstance(rollout_weights, (tuple, list)):
+        raise TypeError(f"rollout_weights must be a tuple or list of one weight per rollout, got {rollout_weights!r}")
     shares = (1.0,) * num_rollouts if rollout_weights is None else tuple(rollout_weights)
     if len(shares) != num_rollouts:
         raise ValueError(
@@ -339,7 +340,7 @@ def build_next_latent(
         chunk_summarizers=summarizers,
         detach_summaries=flag("detach_summaries", detach_summaries),
         hidden_dim=None if hidden_dim is None else whole("dynamics_hidden_dim", hidden_dim, least=1),
-        num_layers=whole("dynamics_num_layers", num_layers, least=1),
+        num_layers=num_layers,
         dynamic_weight=dynamic_weight,
         decay=number("dynamic_loss_decay", decay),
         rollout_weights=tuple(share / sum(shares) for share in shares),
@@ -391,7 +392,26 @@ def build_config(
     """
     streams = build_streams(dim, dim_head, heads, ff_mult, hierarchies, window_sizes, hierarchical_stride)
     has_coarse = any(stream.is_coarse for stream in streams)
-    return ModelConfig(
+    several = len(streams) > 1
+    only_with(
+        has_coarse or recon_loss_weight == 0,
+        "a stream with a compress factor above 1 in hierarchies",
+        recon_loss_weight=(recon_loss_weight, 0.1),
+    )
+    only_with(
+        has_coarse or hierarchical_ar_loss_weight == 0,
+        "a stream with a compress factor above 1 in hierarchies",
+        hierarchical_ar_loss_weight=(hierarchical_ar_loss_weight, 0.25),
+    )
+    only_with(several, "several hierarchies", hierarchy_merge_all=(hierarchy_merge_all, False))
+    only_with(several, "several hierarchies", predict_use_all_hierarchy=(predict_use_all_hierarchy, False))
+    only_with(
+        any(stream.window_size != 0 for stream in streams),
+        "attention in some stream (a window other than 0)",
+        use_flash_attn=(use_flash_attn, None),
+        use_xpos=(use_xpos, False),
+    )
+    config = ModelConfig(
         num_tokens=whole("num_tokens", num_tokens, least=1),
         depth=whole("depth", depth, least=1),
         seq_len=whole("seq_len", seq_len, least=1),
@@ -427,6 +447,12 @@ def build_config(
         use_flash_attn=None if use_flash_attn is None else flag("use_flash_attn", use_flash_attn),
         use_xpos=flag("use_xpos", use_xpos),
     )
+    only_with(
+        config.depth > 1 or config.merge_targets(is_last=True) != (config.predict_index,),
+        "depth > 1 or a loss of the other streams",
+        hierarchy_merge_all=(hierarchy_merge_all, False),
+    )
+    return config
 
 
 def to_arguments(config: ModelConfig) -> dict[str, Any]:
@@ -463,7 +489,7 @@ def to_arguments(config: ModelConfig) -> dict[str, Any]:
         "dynamics_num_layers": latent.num_layers,
         "dynamic_rollout_loss_weight": latent.dynamic_weight,
         "dynamic_loss_decay": latent.decay,
-        "rollout_weights": latent.rollout_weights if any(latent.weights) else None,
+        "rollout_weights": latent.rollout_weights if latent.num_rollouts > 1 else None,
         "ignore_index": config.ignore_index,
         "use_flash_attn": config.use_flash_attn,
         "use_xpos": config.use_xpos,

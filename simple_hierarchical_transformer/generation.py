@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Integral, Real
 from typing import Protocol
 
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from .sampling import keep_top, sample
 from .state import DecodingState
+from .validation import number, whole
 
 
 class Decoder(Protocol):
@@ -53,19 +52,9 @@ def generate(
 
 
 def check_options(length: int, temperature: float, filter_thres: float) -> None:
-    if isinstance(length, bool) or not isinstance(length, Integral):
-        raise TypeError(f"seq_len must be a whole number of tokens to generate, got {length!r}")
-    if length < 0:
-        raise ValueError(f"seq_len must be at least 0 tokens to generate, got {length}")
-    for name, value in (("temperature", temperature), ("filter_thres", filter_thres)):
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(
-            f"temperature must be a finite number of at least 0, got {temperature}: 1 samples from the model's own "
-            "distribution, 0 always takes the most likely token"
-        )
-    if not 0 <= filter_thres <= 1:
+    whole("seq_len (the number of tokens to generate)", length, least=0)
+    number("temperature (1: the model's own distribution, 0: always the most likely token)", temperature)
+    if number("filter_thres", filter_thres) > 1:
         raise ValueError(
             f"filter_thres must be from 0 to 1, got {filter_thres}: 0.9 keeps the most likely tenth of the "
             "vocabulary, 0 all of it"

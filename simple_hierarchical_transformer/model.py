@@ -24,7 +24,7 @@ from .merge import Hold, LayerMerge, LayerMergeState
 from .modules import module_list
 from .norm import rms_norm
 from .state import DecodingState, StateNode, Tail
-from .validation import whole
+from .validation import flag, whole
 
 INIT_STD = 0.02  # of the embedding and the output head
 
@@ -284,9 +284,10 @@ class HierarchicalTransformer(nn.Module):
         )
         parts: ModelState | None = None
         position = 0
-        if state is not None:
-            assert isinstance(state.parts, ModelState)
-            parts, position = state.parts, state.position
+        if state is not None:  # advanced at the end only, so that a call that fails leaves it as it was
+            advanced = state.clone()
+            assert isinstance(advanced.parts, ModelState)
+            parts, position = advanced.parts, advanced.position
         inputs = ids[:, :-1] if return_loss else ids
         states = parts.compressors if parts else (None,) * len(self.compressors)
 
@@ -308,13 +309,15 @@ class HierarchicalTransformer(nn.Module):
         hidden = self._head_input(embeds, position, parts)
         if return_loss:
             return self.objective(ids, hidden, self.to_logits.weight, embedded, compressed, embeds)
+        logits = self.to_logits(hidden)
         if state is not None:
-            state.advance(ids.shape[1])
-        return self.to_logits(hidden)
+            state.advance(ids.shape[1], advanced.parts, ablate_hierarchical_merge)
+        return logits
 
     def _check_call(
         self, ids: Tensor, return_loss: bool, state: DecodingState | None, ablate: bool, **returns: bool
     ) -> Tensor:
+        flag("return_loss", return_loss)
         ids = check_ids(ids)
         if ids.device.type == "cpu" and not torch.compiler.is_compiling():
             check_vocabulary(ids, self.num_tokens, self.config.ignore_index)
@@ -365,7 +368,6 @@ class HierarchicalTransformer(nn.Module):
                 f"ablate_hierarchical_merge={ablate}, but the state was begun with {state.ablated}: keep it the same "
                 "for all chunks of a text"
             )
-        state.ablated = ablate
 
     def _embed(self, ids: Tensor) -> Tensor:
         """(b, n) → (b, n, d_emb), of unit root mean square; zeros for padding."""
@@ -411,20 +413,15 @@ class HierarchicalTransformer(nn.Module):
         """
         prompt = check_ids(prompt, name="prompt")
         check_vocabulary(prompt, self.num_tokens, self.config.ignore_index, name="prompt")
-        was_training = self.training
-        self.eval()
-        try:
-            return generation.generate(
-                self,
-                prompt,
-                seq_len,
-                temperature=temperature,
-                filter_thres=filter_thres,
-                generator=generator,
-                ablate_hierarchical_merge=ablate_hierarchical_merge,
-            )
-        finally:
-            self.train(was_training)
+        return generation.generate(
+            self,
+            prompt,
+            seq_len,
+            temperature=temperature,
+            filter_thres=filter_thres,
+            generator=generator,
+            ablate_hierarchical_merge=ablate_hierarchical_merge,
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into `folder`; see `checkpoint.save_model`."""

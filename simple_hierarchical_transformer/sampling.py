@@ -17,5 +17,7 @@ def sample(logits: Tensor, temperature: float, generator: torch.Generator | None
     """Draw one token (b,) from softmax(logits / temperature); the most likely one where the temperature is 0."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    probabilities = (logits.double() / temperature).softmax(dim=-1)
+    logits = logits.double()
+    # the highest logit becomes 0 first, so that no temperature is too low
+    probabilities = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .validation import whole
+
 
 @dataclass
 class Tail:
@@ -41,8 +43,9 @@ class Tail:
         length = held.shape[-2]
         seen = held[..., max(length - new.shape[-2] - self.keep, 0) :, :]
         excess = max(length - self.keep - self.spare, 0)
-        # a slice would keep the whole chunk alive
-        self.rows = (held[..., excess:, :].clone() if excess else held).detach()
+        rows = held[..., excess:, :].detach()
+        # a view would keep the whole chunk alive, and what it was cut from
+        self.rows = rows.clone() if excess or self.rows is None else rows
         self.count += new.shape[-2]
         return seen
 
@@ -109,7 +112,9 @@ class DecodingState(StateNode):
     rewindable: int = 0  # how many tokens can be taken back now
     ablated: bool = False  # whether the merges were left out
 
-    def advance(self, length: int) -> None:
+    def advance(self, length: int, parts: StateNode, ablated: bool) -> None:
+        """Take over what the modules remember after `length` tokens more."""
+        self.parts, self.ablated = parts, ablated
         self.position += length
         self.rewindable = min(self.rewindable + length, self.max_rewind)
 
@@ -119,6 +124,9 @@ class DecodingState(StateNode):
         assert isinstance(copy, DecodingState)
         return copy
 
+    def __deepcopy__(self, memo: object) -> DecodingState:
+        return self.clone()
+
     def rewind(self, num_tokens: int) -> None:
         """Take the last `num_tokens` input tokens back, as if they had never been seen.
 
@@ -127,11 +135,10 @@ class DecodingState(StateNode):
             ValueError: if it is negative, or more than the state can take back: at most `max_rewind` of
                 `model.init_state`, and at most what was seen.
         """
-        if isinstance(num_tokens, bool) or not isinstance(num_tokens, int):
-            raise TypeError(f"num_tokens must be a whole number of tokens to take back, got {num_tokens!r}")
-        if not 0 <= num_tokens <= self.rewindable:
+        num_tokens = whole("num_tokens", num_tokens, least=0)
+        if num_tokens > self.rewindable:
             raise ValueError(
-                f"num_tokens must be from 0 to {self.rewindable} (position {self.position}, max_rewind "
+                f"num_tokens must be at most {self.rewindable} (position {self.position}, max_rewind "
                 f"{self.max_rewind}), got {num_tokens}: make the state with init_state(…, max_rewind={num_tokens}), "
                 "or clone it before the tokens that may be refused"
             )

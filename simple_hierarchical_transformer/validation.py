@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def whole(name: str, value: Any, *, least: int) -> int:
+def whole(name: str, value: Any, *, least: int, most: int = 2**63 - 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
+    number = int(value)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}")
+    return number
 
 
 def number(name: str, value: Any, *, positive: bool = False) -> float:
@@ -57,5 +60,6 @@ def per_stream(name: str, value: T | Sequence[T], count: int) -> tuple[T, ...]:
 def only_with(condition: bool, needs: str, **options: tuple[Any, Any]) -> None:
     """Refuse options that were changed from their default although what they set up is switched off."""
     for name, (value, default) in options.items():
-        if not condition and value is not default and value != default:
-            raise ValueError(f"{name}={value!r} has no effect without {needs}: set {needs}, or leave {name} out")
+        is_default = value is default or (isinstance(value, (Real, str)) and value == default)
+        if not condition and not is_default:
+            raise ValueError(f"{name}={value!r} has no effect without {needs}: change that, or leave {name} out")

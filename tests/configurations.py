@@ -34,19 +34,22 @@ def stream_arguments(draw: st.DrawFn) -> dict[str, Any]:
         "ff_mult": st.sampled_from([0.5, 1, 2, 3]),
         "window_sizes": st.sampled_from([None, 0, 1, 2, 5, 40]),
     }
-    return {
+    several = len(factors) > 1
+    arguments = {
         "num_tokens": VOCABULARY,
         "depth": draw(st.integers(1, 3)),
         "seq_len": draw(st.integers(1, 100)),
         "hierarchies": tuple(factors),
         "hierarchical_stride": tuple(strides),
         "predict_hierarchy": predict,
-        "hierarchy_merge_all": draw(st.booleans()),
-        "predict_use_all_hierarchy": draw(st.booleans()),
-        "use_flash_attn": draw(st.sampled_from([None, True, False])),
-        "use_xpos": draw(st.booleans()),
+        "hierarchy_merge_all": several and draw(st.booleans()),
+        "predict_use_all_hierarchy": several and draw(st.booleans()),
         "ignore_index": draw(st.sampled_from([-100, -1, 0, 3, VOCABULARY])),
     } | {name: tuple(draw(values) for _ in factors) for name, values in per_stream.items()}
+    if any(window != 0 for window in arguments["window_sizes"]):
+        arguments["use_flash_attn"] = draw(st.sampled_from([None, True, False]))
+        arguments["use_xpos"] = draw(st.booleans())
+    return arguments
 
 
 @st.composite
@@ -68,24 +71,34 @@ def loss_arguments(draw: st.DrawFn, factors: tuple[int, ...]) -> dict[str, Any]:
             }
     weights = tuple(draw(st.sampled_from([0.0, 0.5])) for _ in factors)
     if any(weights):
-        rollouts = draw(st.integers(1, 3))
+        rollouts, layers = draw(st.integers(1, 3)), draw(st.integers(1, 3))
         arguments |= {
             "next_latent_loss_weight": weights,
             "next_latent_loss_type": draw(st.sampled_from(["mse_and_cosine_sim", "mse", "smooth_l1"])),
             "num_rollouts": rollouts,
             "detach_summaries": draw(st.booleans()),
-            "dynamics_hidden_dim": draw(st.sampled_from([None, 3])),
-            "dynamics_num_layers": draw(st.integers(1, 3)),
-            "dynamic_rollout_loss_weight": draw(st.booleans()),
-            "rollout_weights": draw(st.sampled_from([None, tuple(range(1, rollouts + 1))])),
+            "dynamics_num_layers": layers,
+            "dynamics_hidden_dim": draw(st.sampled_from([None, 3])) if layers > 1 else None,
         }
+        if rollouts > 1:
+            arguments["dynamic_rollout_loss_weight"] = draw(st.booleans())
+            arguments["rollout_weights"] = draw(st.sampled_from([None, tuple(range(1, rollouts + 1))]))
     return arguments
 
 
 @st.composite
 def model_arguments(draw: st.DrawFn) -> dict[str, Any]:
     streams = draw(stream_arguments())
-    return streams | draw(loss_arguments(streams["hierarchies"]))
+    factors = streams["hierarchies"]
+    losses = draw(loss_arguments(factors))
+    # a merge into the other streams needs something that hears of it: a layer after it, or a loss or head of theirs
+    others = [i for i, factor in enumerate(factors) if factor != streams["predict_hierarchy"]]
+    weights = [losses[name] for name in losses if name.endswith("_weight") and isinstance(losses[name], float)]
+    heard = any(weights) and any(factors[i] > 1 for i in others)
+    heard |= any(losses.get("next_latent_loss_weight", (0.0,) * len(factors))[i] for i in others)
+    if streams["depth"] == 1 and not streams["predict_use_all_hierarchy"] and not heard:
+        streams["hierarchy_merge_all"] = False
+    return streams | losses
 
 
 def build(arguments: dict[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.float64) -> HierarchicalTransformer:

@@ -77,14 +77,14 @@ def test_saving_twice_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    write_atomically(path, b"old")
+    write_atomically({path: b"old"})
 
     def no_space(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, b"new")
+        write_atomically({path: b"new"})
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -96,6 +96,24 @@ def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
     ids = random_ids(1, 16, seed=0)
     assert loaded.dtype == torch.bfloat16
     assert torch.equal(model(ids), loaded(ids))
+
+
+def test_mixed_types_and_shared_weights_survive(tmp_path: Path) -> None:
+    model = HierarchicalTransformer(**ARGUMENTS | {"dim": 8}).bfloat16()
+    model.token_emb.float()
+    model.to_logits.weight = model.token_emb.weight
+    model.save_pretrained(tmp_path)
+    loaded = HierarchicalTransformer.from_pretrained(tmp_path)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        assert loaded.get_parameter(name).dtype == parameter.dtype
+        assert torch.equal(loaded.get_parameter(name), parameter)
+
+
+def test_a_mistake_in_what_is_changed_when_loading_is_the_users_not_the_files(tmp_path: Path) -> None:
+    HierarchicalTransformer(**ARGUMENTS).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="seq_len must be at least 1, got -1") as caught:
+        HierarchicalTransformer.from_pretrained(tmp_path, seq_len=-1)
+    assert not isinstance(caught.value, CheckpointError)
 
 
 def test_sequence_length_and_windows_change_no_parameter(tmp_path: Path) -> None:
@@ -121,6 +139,11 @@ def test_objects_that_no_file_can_hold_are_given_again(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"its own chunk_summarizers.*from_pretrained\(folder, chunk_summarizers=…\)"):
         HierarchicalTransformer.from_pretrained(tmp_path)
+    other = objects() | {"chunk_summarizers": (None, nn.Linear(4, 8))}
+    with pytest.raises(
+        CheckpointError, match=r"don't fit.*has shape \(4, 8\) for \(8, 4\).*objects that the model was"
+    ):
+        HierarchicalTransformer.from_pretrained(tmp_path, **other)
     loaded = HierarchicalTransformer.from_pretrained(tmp_path, **objects())
     ids = random_ids(1, 17, seed=0)
     assert torch.equal(model(ids, return_loss=True)[0], loaded(ids, return_loss=True)[0])

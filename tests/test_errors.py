@@ -55,7 +55,7 @@ CONSTRUCTOR: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"depth": 0}, ValueError, ["depth", "at least 1", "got 0"]),
     ({"num_tokens": True}, TypeError, ["num_tokens", "whole number", "True"]),
     ({"ff_mult": 0}, ValueError, ["ff_mult", "above 0", "got 0"]),
-    ({"recon_loss_weight": -0.1}, ValueError, ["recon_loss_weight", "at least 0", "got -0.1"]),
+    ({**TWO, "recon_loss_weight": -0.1}, ValueError, ["recon_loss_weight", "at least 0", "got -0.1"]),
     ({"use_flash_attn": "yes"}, TypeError, ["use_flash_attn", "True or False", "'yes'"]),
     ({"prophet_loss_weight": 0.1}, ValueError, ["prophet_loss_weight=0.1", "no effect", "factor above 1", "leave"]),
     ({**TWO, "rq_codebook_size": 16}, ValueError, ["rq_codebook_size=16", "no effect", "prophet_loss_use_quantized"]),
@@ -80,6 +80,38 @@ CONSTRUCTOR: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
         TypeError,
         ["chunk_summarizers", "None or modules", "str"],
     ),
+    ({"recon_loss_weight": 5}, ValueError, ["recon_loss_weight=5", "no effect", "factor above 1"]),
+    ({"hierarchical_ar_loss_weight": 5}, ValueError, ["hierarchical_ar_loss_weight=5", "no effect"]),
+    ({"hierarchy_merge_all": True}, ValueError, ["hierarchy_merge_all=True", "no effect", "several hierarchies"]),
+    ({"predict_use_all_hierarchy": True}, ValueError, ["predict_use_all_hierarchy=True", "no effect", "several"]),
+    (
+        {**TWO, "hierarchy_merge_all": True, "recon_loss_weight": 0, "hierarchical_ar_loss_weight": 0},
+        ValueError,
+        ["hierarchy_merge_all=True", "no effect", "depth > 1"],
+    ),
+    ({"window_sizes": 0, "use_xpos": True}, ValueError, ["use_xpos=True", "no effect", "window other than 0"]),
+    ({"window_sizes": 0, "use_flash_attn": True}, ValueError, ["use_flash_attn=True", "no effect"]),
+    (
+        {**TWO, "next_latent_loss_weight": 0.1, "dynamics_num_layers": 1, "dynamics_hidden_dim": 7},
+        ValueError,
+        ["dynamics_hidden_dim=7", "no effect", "dynamics_num_layers > 1"],
+    ),
+    (
+        {**TWO, "next_latent_loss_weight": 0.1, "rollout_weights": (3.0,)},
+        ValueError,
+        ["rollout_weights=(3.0,)", "no effect", "num_rollouts > 1"],
+    ),
+    (
+        {**TWO, "next_latent_loss_weight": 0.1, "dynamic_rollout_loss_weight": False},
+        ValueError,
+        ["dynamic_rollout_loss_weight=False", "no effect", "num_rollouts > 1"],
+    ),
+    (
+        {**TWO, "next_latent_loss_weight": 0.1, "num_rollouts": 2, "rollout_weights": 1.0},
+        TypeError,
+        ["rollout_weights", "tuple or list", "1.0"],
+    ),
+    ({"ignore_index": 2**64}, ValueError, ["ignore_index", "at most", str(2**64)]),
     ({"ignore_index": 0.5}, TypeError, ["ignore_index", "whole number", "0.5"]),
     ({"typo": 1}, TypeError, ["typo"]),
 ]
@@ -133,6 +165,7 @@ CALLS: list[tuple[Call, type[Exception], list[str]]] = [
         ValueError,
         ["return_random_proj_quantize_ids", "prophet_loss_use_quantized=True", "build it"],
     ),
+    (lambda m: m(IDS, return_loss="yes"), TypeError, ["return_loss", "True or False", "'yes'"]),
     (lambda m: m(IDS, state=m.init_state(2)), ValueError, ["state", "batch size 2", "needs 1", "init_state(1)"]),
     (lambda m: m(IDS, state={}), TypeError, ["state", "init_state", "dict"]),
     (
@@ -142,14 +175,14 @@ CALLS: list[tuple[Call, type[Exception], list[str]]] = [
     ),
     (lambda m: m.init_state(0), ValueError, ["batch_size", "at least 1", "got 0"]),
     (lambda m: m.init_state(1, max_rewind=-1), ValueError, ["max_rewind", "at least 0", "got -1"]),
-    (lambda m: m.init_state(1).rewind(1), ValueError, ["num_tokens", "from 0 to 0", "got 1", "max_rewind=1", "clone"]),
+    (lambda m: m.init_state(1).rewind(1), ValueError, ["num_tokens", "at most 0", "got 1", "max_rewind=1", "clone"]),
     (lambda m: m.init_state(1).rewind(0.5), TypeError, ["num_tokens", "whole number", "0.5"]),
     (lambda m: m.generate(IDS[:, :0], 3), ValueError, ["prompt", "empty", "at least one"]),
     (lambda m: m.generate(IDS + 6, 3), ValueError, ["prompt[0, 2] is 9", "0 to 8"]),
     (lambda m: m.generate(IDS[0], 3), ValueError, ["prompt", "(batch, length)", "prompt[None]"]),
-    (lambda m: m.generate(IDS, -1), ValueError, ["seq_len", "at least 0", "got -1"]),
+    (lambda m: m.generate(IDS, -1), ValueError, ["seq_len", "number of tokens to generate", "at least 0", "got -1"]),
     (lambda m: m.generate(IDS, 3.0), TypeError, ["seq_len", "whole number", "3.0"]),
-    (lambda m: m.generate(IDS, 3, temperature=-1), ValueError, ["temperature", "at least 0", "got -1", "1 samples"]),
+    (lambda m: m.generate(IDS, 3, temperature=-1), ValueError, ["temperature", "1:", "0:", "at least 0", "got -1"]),
     (lambda m: m.generate(IDS, 3, filter_thres=1.5), ValueError, ["filter_thres", "0 to 1", "got 1.5", "tenth"]),
     (lambda m: m.generate(IDS, 3, filter_thres="a"), TypeError, ["filter_thres", "number", "'a'"]),
     (lambda m: m.save_pretrained(__file__), FileExistsError, ["is a file", "folder"]),
@@ -171,6 +204,23 @@ def test_a_refused_call_leaves_the_state_as_it_was(model: HierarchicalTransforme
         with pytest.raises((ValueError, TypeError)):
             model(wrong, state=state)
     assert state.position == 0
+    assert torch.equal(model(IDS, state=state), expected)
+
+
+def test_a_call_that_fails_halfway_leaves_the_state_as_it_was(model: HierarchicalTransformer) -> None:
+    """A kernel that is missing, or memory that runs out, shows in the middle of a call; the call can be repeated."""
+    state = model.init_state(1)
+    model(IDS[:, :2], state=state)
+    expected, nbytes = model(IDS, state=state.clone()), state.nbytes
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    handle = model.to_logits.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        model(IDS, state=state)
+    handle.remove()
+    assert (state.position, state.nbytes) == (2, nbytes)
     assert torch.equal(model(IDS, state=state), expected)
 
 
@@ -251,9 +301,9 @@ DAMAGES: list[tuple[Damage, list[str]]] = [
     (lambda f: (f / "model.safetensors").write_bytes(b""), ["model.safetensors", "damaged", "copy the folder"]),
     (edit_config(lambda c: c["model"].update(depth=2)), ["config.json", "checksum", "changed or damaged"]),
     (edit_config(lambda c: c.update(format_version=99)), ["config.json", "version 99 is not 1", "newer version"]),
-    (take_weights_of(hierarchies=(1, 4), dim=8), ["model.safetensors", "another configuration", "has shape"]),
-    (take_weights_of(), ["model.safetensors", "another configuration", "is missing"]),
-    (take_weights_of(hierarchies=(1, 4), depth=2), ["another configuration", "is unknown"]),
+    (take_weights_of(hierarchies=(1, 4), dim=8), ["model.safetensors", "another configuration", "copy"]),
+    (take_weights_of(hierarchies=(1, 4), heads=1, dim_head=4), ["another configuration than config.json"]),
+    (take_weights_of(hierarchies=(1, 4), hierarchical_stride=(1, 4)), ["another configuration than config.json"]),
 ]
 
 

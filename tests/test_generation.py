@@ -55,14 +55,11 @@ def test_same_generator_same_text_and_the_prompt_may_be_of_any_integer_type() ->
     assert not torch.equal(texts[0], other)
 
 
-def test_generation_leaves_the_mode_of_the_model_as_it_was() -> None:
-    for training in (True, False):
-        model = build(ARGUMENTS).train(training)
-        model.generate(random_ids(1, 3, seed=0), 2)
-        assert model.training is training
-    with pytest.raises(ValueError, match="filter_thres"):
-        model.train().generate(random_ids(1, 3, seed=0), 2, filter_thres=2)
-    assert model.training
+def test_generation_leaves_the_mode_of_every_module_as_it_was() -> None:
+    model = build(ARGUMENTS).train()
+    model.layers[0].eval()
+    model.generate(random_ids(1, 3, seed=0), 2)
+    assert model.training and not model.layers[0].training
 
 
 def test_nothing_is_generated_where_nothing_is_asked_for() -> None:
@@ -93,7 +90,7 @@ def test_sampling_draws_from_the_softmax() -> None:
         kept = expected > 0
         chi_squared = ((drawn - expected)[kept].square() / expected[kept]).sum()
         assert chi_squared < 13.8  # exceeded once in a thousand seeds, and this seed is fixed
-    assert sample(logits[:1], 0).tolist() == [3]
+    assert sample(logits[:1], 0).tolist() == sample(logits[:1], 1e-310).tolist() == [3]
 
 
 def test_a_fresh_model_generates() -> None:

@@ -291,3 +291,46 @@ def test_chunked_cross_entropy_equals_the_plain_one(dtype: torch.dtype, monkeypa
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
     for values in zip(*results, strict=True):
         assert max((value - values[-1]).abs().max() for value in values) < tolerance
+
+
+@pytest.mark.parametrize("threshold", [0, 1 << 60])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cross_entropy_is_summed_in_float32(
+    threshold: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float16 the sum over a long batch was infinite, and in bfloat16 it had two digits."""
+    monkeypatch.setattr(chunked, "CHUNKED_ABOVE", threshold)
+    torch.manual_seed(0)
+    x, weight = torch.randn(20_000, 8, dtype=dtype), torch.randn(90, 8, dtype=dtype)
+    target = torch.randint(0, 90, (20_000,))
+    loss = linear_cross_entropy(x, weight, target, torch.ones_like(target, dtype=torch.bool))
+    assert loss.dtype == torch.float32
+    assert (loss - F.cross_entropy(x.float() @ weight.float().T, target)).abs() < 0.01
+    with torch.autocast("cpu", dtype):
+        mixed = linear_cross_entropy(x.float(), weight.float(), target, torch.ones_like(target, dtype=torch.bool))
+    assert mixed.dtype == torch.float32 and (mixed - loss).abs() < 0.01
+
+
+def test_codes_are_the_same_whatever_the_type_of_the_model_and_the_defaults() -> None:
+    options = {"prophet_loss_use_quantized": True, "rq_num_codebooks": 2, "rq_codebook_size": 64, "rq_codebook_dim": 8}
+    model = build(**options)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.bfloat16().double()
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = build(**options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for changed in (model, other):
+        assert all(torch.equal(before[name], buffer) for name, buffer in changed.named_buffers())
+
+
+def test_quantizers_are_built_where_the_model_is_and_leave_random_numbers_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    with torch.device("meta"):
+        model = HierarchicalTransformer(**SHAPE, prophet_loss_use_quantized=True)
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+    assert not seeded

@@ -125,7 +125,7 @@ def test_every_length_works() -> None:
         assert loss.isfinite()
 
 
-def test_padding_changes_no_logit_before_it_and_counts_in_no_loss() -> None:
+def test_padding_changes_no_logit_before_it_and_no_cross_entropy() -> None:
     model = build(ARGUMENTS | {"prophet_loss_weight": 0.1, "next_latent_loss_weight": 0.1})
     ids = random_ids(1, 20, seed=0)
     padded = torch.cat((ids, torch.full((1, 9), -100)), dim=1)

@@ -188,3 +188,28 @@ def test_squared_relu_equals_its_definition() -> None:
 def test_our_own_backward_passes_equal_finite_differences(function: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(function, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_squared_relu_has_finite_gradients_in_every_type(dtype: torch.dtype) -> None:
+    """A guard of 1e-30 is 0 in float16, and made the gradient of every unit that is off NaN."""
+    x = torch.tensor([-1.0, 0.0, 0.01, 0.5, 3.0], dtype=dtype, requires_grad=True)
+    squared_relu(x).sum().backward()
+    assert x.grad is not None and torch.allclose(x.grad, 2 * x.detach().relu(), rtol=0.02)
+
+
+def test_a_long_chunk_after_a_short_one_takes_linear_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two phases and one token in the state, a mask of all queries by all keys was built."""
+    masks = []
+    original = attention_module.scaled_dot_product
+
+    def remember(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *options: Any) -> Tensor:
+        masks.append(0 if mask is None else mask.numel())
+        return original(q, k, v, mask, *options)
+
+    monkeypatch.setattr(attention_module, "scaled_dot_product", remember)
+    module = Attention(8, 4, 2, stride=1, phase_groups=4, reach=5, use_flash_attn=None, use_xpos=False)
+    state = module.init_state(0)
+    module(torch.randn(1, 1, 8), state)
+    module(torch.randn(1, 4000, 8), state)
+    assert sum(masks) < 4000 * 100

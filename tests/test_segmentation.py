@@ -53,6 +53,17 @@ def test_any_segmentation_gives_the_logits_of_the_whole(
     assert difference.max() < tolerance, f"differs first at {(difference >= tolerance).nonzero()[0].item()}"
 
 
+@examples(quick=15, slow=150)
+@given(data=st.data(), arguments=model_arguments(), seed=SEEDS)
+def test_any_two_segmentations_agree_past_seq_len(data: st.DataObject, arguments: dict[str, Any], seed: int) -> None:
+    model = build(arguments, seed=seed)
+    ids = random_ids(2, model.seq_len + data.draw(st.integers(1, 90), label="longer by"), seed)
+    with torch.no_grad():
+        one = model(ids, state=model.init_state(2))
+        difference = (decode(model, ids, data) - one).abs().amax(dim=(0, 2)) / one.abs().max().clamp(min=1)
+    assert difference.max() < 1e-10, f"differs first at {(difference >= 1e-10).nonzero()[0].item()}"
+
+
 def test_full_windows_reach_over_the_last_seq_len_input_tokens_of_a_longer_text() -> None:
     arguments = {
         "num_tokens": VOCABULARY, "dim": (8, 6), "depth": 2, "dim_head": 4, "heads": 2,

@@ -26,14 +26,23 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor, valid: Tenso
     x = x.reshape(-1, x.shape[-1])
     target = target.masked_fill(~valid, IGNORED).reshape(-1)
     if target.numel() * num_classes > CHUNKED_ABOVE:
-        rows = max(CHUNK_LOGITS // num_classes, LEAST_CHUNK)
-        options = LinearCrossEntropyOptions(batch_chunk_size=rows, allow_retain_graph=True)
-        total = F.linear_cross_entropy(x, weight, target, reduction="sum", ignore_index=IGNORED, options=options)
+        total = _chunked(x, weight, target)
     else:
         logits = F.linear(x, weight)
         precise = torch.promote_types(logits.dtype, torch.float32)
         total = F.cross_entropy(logits.to(precise), target, reduction="sum", ignore_index=IGNORED)
     return total / valid.sum().clamp(min=1)
+
+
+def _chunked(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """The sum over all targets but ignored ones, in float32 or above: torch would add it up in the type of `x`."""
+    rows = max(CHUNK_LOGITS // weight.shape[0], LEAST_CHUNK)
+    options = LinearCrossEntropyOptions(batch_chunk_size=rows, allow_retain_graph=True)
+    precise = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear_cross_entropy(
+            x.to(precise), weight.to(precise), target, reduction="sum", ignore_index=IGNORED, options=options
+        )
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:

@@ -81,7 +81,9 @@ class Objective(nn.Module):
         reconstruction, hierarchical_ar, prophet, next_latent = {}, {}, {}, {}
         for i, s in enumerate(config.streams):
             key, c, x = str(i), s.compress_factor, embeds[i]
-            token_valid = seen_valid[:, :: s.stride]  # a token counts where the input at its own position does
+            token_valid = seen_valid[
+                :, :: s.stride
+            ]  # for latents and codes: a token counts where the input at its own position does
             if key in self.reconstruction:
                 reconstruction[c] = self.reconstruction[key](x, seen, seen_valid, output_weight)
             if key in self.hierarchical_ar:

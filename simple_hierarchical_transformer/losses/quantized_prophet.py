@@ -5,6 +5,8 @@ The codes come from a frozen random-projection quantiser (Chiu et al., BEST-RQ, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -21,21 +23,35 @@ class FrozenQuantizer(nn.Module):
         from vector_quantize_pytorch import RandomProjectionQuantizer
 
         self.num_codebooks = num_codebooks
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.manual_seed(SEED)
-            self.quantizer = RandomProjectionQuantizer(
-                dim=dim, num_codebooks=num_codebooks, codebook_dim=codebook_dim, codebook_size=codebook_size
-            )
+        default_type, default_device = torch.get_default_dtype(), torch.get_default_device()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                torch.default_generator.manual_seed(SEED)  # torch.manual_seed would set those of the GPUs, too
+                self.quantizer = RandomProjectionQuantizer(
+                    dim=dim, num_codebooks=num_codebooks, codebook_dim=codebook_dim, codebook_size=codebook_size
+                )
+        finally:
+            torch.set_default_dtype(default_type)
         for module in self.quantizer.modules():  # what is derived is neither trained nor saved
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module.register_buffer(name, buffer, persistent=False)
             for name, parameter in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
                 module.register_buffer(name, parameter.detach(), persistent=False)
+        self.to(default_device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenQuantizer:
+        """Follow the model to another device but not to another type, which would change the codes."""
+        for module in self.quantizer.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module.register_buffer(name, buffer.to(fn(buffer).device), persistent=False)
+        return self
 
     @torch.no_grad()
     def forward(self, tokens: Tensor) -> Tensor:
-        codes: Tensor = self.quantizer(tokens.to(self.quantizer.rand_projs.dtype))
+        with torch.autocast(tokens.device.type, enabled=False):
+            codes: Tensor = self.quantizer(tokens.float())
         return codes.reshape(*tokens.shape[:2], self.num_codebooks)
 
 

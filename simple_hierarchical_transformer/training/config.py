@@ -68,7 +68,7 @@ class TrainConfig:
     minutes: float | None = None
     batch_size: int = 4
     seq_len: int = 512
-    muon_lr: float = 0.01
+    muon_lr: float = 0.02
     adamw_lr: float = 3e-3
     warmup: float = 0.02
     cooldown: float = 0.5
@@ -92,15 +92,15 @@ class TrainConfig:
         if self.steps is None and self.minutes is None:
             normalise("minutes", DEFAULT_MINUTES)
         if self.steps is not None:
-            whole("steps", self.steps, least=1)
+            normalise("steps", whole("steps", self.steps, least=1))
         if self.minutes is not None:
-            number("minutes", self.minutes, positive=True)
+            normalise("minutes", number("minutes", self.minutes, positive=True))
         for name in ("batch_size", "seq_len", "validate_every", "validation_sequences", "final_validation_sequences"):
-            whole(name, getattr(self, name), least=1)
+            normalise(name, whole(name, getattr(self, name), least=1))
         for name in ("seed", "sample_length"):
-            whole(name, getattr(self, name), least=0)
+            normalise(name, whole(name, getattr(self, name), least=0))
         for name in ("muon_lr", "adamw_lr", "clip_norm"):
-            number(name, getattr(self, name), positive=True)
+            normalise(name, number(name, getattr(self, name), positive=True))
         if number("warmup", self.warmup) + number("cooldown", self.cooldown) > 1:
             raise ValueError(
                 f"warmup and cooldown are shares of the run and add up to at most 1, got {self.warmup} and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,6 +50,8 @@ def train(config: TrainConfig, report: Report = print) -> TrainResult:
         NonFiniteError: the training diverged
     """
     check_run_folder(config.out_path)
+    # an earlier run is moved aside, and a working directory within it with it
+    config = replace(config, out=config.out_path.resolve(), data=[path.resolve() for path in config.data_paths])
     accelerator = make_accelerator(config.device)
     torch.manual_seed(config.seed)
     model = HierarchicalTransformer(**config.model_arguments())
@@ -62,6 +64,10 @@ def train(config: TrainConfig, report: Report = print) -> TrainResult:
     run = Run(config, accelerator, model, split, report)
     try:
         run.train()
+    except Exception as error:
+        if run.step:
+            error.add_note(f"the model as it is after {count(run.step, 'step')} is in {run.save()}")
+        raise
     except KeyboardInterrupt:
         folder = run.save()
         report(f"interrupted: the model as it is after {count(run.step, 'step')} is in {folder}")

@@ -51,4 +51,4 @@ def open_run_folder(out: Path, config: dict[str, Any], report: Callable[[str], N
         report(f"the earlier run in {out} is now in {aside}")
     out.mkdir(parents=True, exist_ok=True)
     written = json.dumps({"format": RUN_FORMAT, **config}, indent=2)
-    write_atomically(out / CONFIG_FILE, f"{written}\n".encode())
+    write_atomically({out / CONFIG_FILE: f"{written}\n".encode()})

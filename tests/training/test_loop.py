@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from simple_hierarchical_transformer import HierarchicalTransformer
 from simple_hierarchical_transformer.training import TrainConfig, loop
 from simple_hierarchical_transformer.training.data import load_split, validation_batches
 from simple_hierarchical_transformer.training.loop import NonFiniteError, Run, train
-from simple_hierarchical_transformer.training.metrics import validate
+from simple_hierarchical_transformer.training.metrics import MetricsLog, validate
 
 MakeRun = Callable[..., TrainConfig]
 
@@ -151,7 +152,7 @@ def test_what_is_not_finite_stops_the_run_before_the_model_changes(
 
     monkeypatch.setattr(loop, "HierarchicalTransformer", Diverging)
     what = "loss" if broken == "loss" else "norm of the gradient"
-    with pytest.raises(NonFiniteError, match=rf"the {what} of step 1 is (nan|inf): .*lower --muon-lr \(0.01\)"):
+    with pytest.raises(NonFiniteError, match=rf"the {what} of step 1 is (nan|inf): .*lower --muon-lr \(0.02\)"):
         train(tiny_run(), report=ignore)
     (model,) = models
     assert all(torch.equal(tensor, model.kept[name]) for name, tensor in model.state_dict().items())
@@ -197,3 +198,34 @@ def test_several_processes_are_refused(tiny_run: MakeRun, monkeypatch: pytest.Mo
     monkeypatch.setattr(loop.Accelerator, "num_processes", 2)
     with pytest.raises(ValueError, match="2 processes were started, but a run is one process for now: start it"):
         train(tiny_run(), report=ignore)
+
+
+def test_an_error_in_the_middle_of_a_run_loses_no_model(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk was full, or the reader of the output had gone: two steps of work were lost."""
+
+    def full(self: MetricsLog, **record: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MetricsLog, "append", full)
+    config = tiny_run(out="run")
+    with pytest.raises(OSError, match="No space left") as caught:
+        train(config, report=ignore)
+    assert "2 steps" in caught.value.__notes__[0]
+    HierarchicalTransformer.from_pretrained(config.out_path / "model")
+
+
+def test_a_run_started_from_within_an_earlier_one_leaves_that_as_it_was(
+    tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--out .` moved the earlier run aside, the working directory with it, and then wrote over it."""
+    train(tiny_run(), report=ignore)
+    weights = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    monkeypatch.chdir(tmp_path / "run")
+    train(tiny_run(out=".", seed=1), report=ignore)
+    assert (tmp_path / "run.1" / "model" / "model.safetensors").read_bytes() == weights
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() != weights
+
+
+def test_numbers_of_numpy_are_numbers(tiny_run: MakeRun, tmp_path: Path) -> None:
+    train(tiny_run(steps=np.int64(1), muon_lr=np.float64(0.01)), report=ignore)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 1
