@@ -207,7 +207,7 @@ def test_an_error_in_the_middle_of_a_run_loses_no_model(tiny_run: MakeRun, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(MetricsLog, "append", full)
-    config = tiny_run(out="run")
+    config = tiny_run()
     with pytest.raises(OSError, match="No space left") as caught:
         train(config, report=ignore)
     assert "2 steps" in caught.value.__notes__[0]
