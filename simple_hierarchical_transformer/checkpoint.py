@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .config import to_arguments
+from .arguments import to_arguments
 
 if TYPE_CHECKING:
     from .model import HierarchicalTransformer

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .config import ModelConfig
+from .state import DecodingState
+from .validation import flag
+
 INTEGER_TYPES = frozenset(
     {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
 )
@@ -41,4 +45,74 @@ def check_vocabulary(ids: Tensor, num_tokens: int, ignore_index: int, *, name: s
         raise ValueError(
             f"{name}[{row}, {column}] is {int(ids[row, column])}, but ids must be from 0 to {num_tokens - 1}, or "
             f"ignore_index={ignore_index} for padding: tokenise with the model's vocabulary, or raise num_tokens"
+        )
+
+
+def check_returns(config: ModelConfig, has_state: bool, **returns: bool) -> None:
+    """A call returns one thing, and logits only where it has a state.
+
+    Raises:
+        TypeError: if a switch is neither True nor False.
+        ValueError: if several are on, or one that this model or a call with a state can't serve.
+    """
+    asked = [name for name, wanted in returns.items() if flag(name, wanted)]
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)} are True, but a call returns one thing: choose one of them")
+    if asked and has_state:
+        raise ValueError(
+            f"{asked[0]}=True can't be combined with state, which is for decoding logits: call without a state"
+        )
+    if returns["return_random_proj_quantize_ids"] and not config.prophet.use_quantized:
+        raise ValueError(
+            "return_random_proj_quantize_ids=True needs a model with prophet_loss_use_quantized=True, which this "
+            "one has not: build it with that"
+        )
+
+
+def check_length(ids: Tensor, seq_len: int, return_loss: bool, has_state: bool) -> None:
+    """A loss takes one token more than is seen, and without a state at most `seq_len` are seen.
+
+    Raises:
+        ValueError: for ids (b, n) that are too short or too long.
+    """
+    seen = ids.shape[1] - return_loss
+    if seen < 1:
+        raise ValueError(
+            "ids of length 1 have no next token to predict: with return_loss=True give at least 2 tokens a row"
+        )
+    if seen > seq_len and not has_state:
+        extra = " (plus one token, the last target)" if return_loss else ""
+        raise ValueError(
+            f"ids are {ids.shape[1]} tokens long, but seq_len={seq_len} is the most in one call{extra}: "
+            "shorten them, build the model with a larger seq_len, or decode with a state"
+        )
+
+
+def check_state(
+    state: DecodingState, config: ModelConfig, ids: Tensor, dtype: torch.dtype, device: torch.device, ablate: bool
+) -> None:
+    """A state must be of this model, batch size, type and device, and go on as it was begun.
+
+    Raises:
+        TypeError: if it is no decoding state.
+        ValueError: if it doesn't fit.
+    """
+    if not isinstance(state, DecodingState):
+        raise TypeError(f"state must come from model.init_state(batch_size), got {type(state).__name__}")
+    if state.model_key is not config:
+        raise ValueError("state was made by another model: make one with this model's init_state(batch_size)")
+    for name, has, needs in (
+        ("batch size", state.batch_size, ids.shape[0]),
+        ("dtype", state.dtype, dtype),
+        ("device", state.device, device),
+    ):
+        if has != needs:
+            raise ValueError(
+                f"state has {name} {has}, but this call needs {needs}: make one with "
+                f"model.init_state({ids.shape[0]}), after moving or converting the model"
+            )
+    if state.position and state.ablated != ablate:
+        raise ValueError(
+            f"ablate_hierarchical_merge={ablate}, but the state was begun with {state.ablated}: keep it the same "
+            "for all chunks of a text"
         )

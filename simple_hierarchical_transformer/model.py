@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint, generation
+from .arguments import build_config
 from .block import Block, BlockState
 from .compressor import Compressor, Projection
-from .config import LatentLoss, ModelConfig, build_config
-from .inputs import check_ids, check_vocabulary
+from .config import LatentLoss, ModelConfig
+from .inputs import check_ids, check_length, check_returns, check_state, check_vocabulary
 from .losses import Losses
 from .losses.objective import Objective
 from .merge import Hold, LayerMerge, LayerMergeState
 from .modules import module_list
 from .norm import rms_norm
 from .state import DecodingState, StateNode, Tail
-from .validation import flag, whole
+from .validation import whole
 
 INIT_STD = 0.02  # of the embedding and the output head
 
@@ -273,15 +274,20 @@ class HierarchicalTransformer(nn.Module):
         Raises:
             TypeError, ValueError: for ids or a state that don't fit, or flags that contradict each other.
         """
-        ids = self._check_call(
-            ids,
-            return_loss,
-            state,
-            ablate_hierarchical_merge,
+        ids = check_ids(ids)
+        if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_vocabulary(ids, self.num_tokens, self.config.ignore_index)
+        check_returns(
+            self.config,
+            state is not None,
+            return_loss=return_loss,
             return_hierarchical_token_embeds=return_hierarchical_token_embeds,
             return_hierarchical_embeds=return_hierarchical_embeds,
             return_random_proj_quantize_ids=return_random_proj_quantize_ids,
         )
+        check_length(ids, self.seq_len, return_loss, state is not None)
+        if state is not None:
+            check_state(state, self.config, ids, self.dtype, self.device, ablate_hierarchical_merge)
         parts: ModelState | None = None
         position = 0
         if state is not None:  # advanced at the end only, so that a call that fails leaves it as it was
@@ -313,61 +319,6 @@ class HierarchicalTransformer(nn.Module):
         if state is not None:
             state.advance(ids.shape[1], advanced.parts, ablate_hierarchical_merge)
         return logits
-
-    def _check_call(
-        self, ids: Tensor, return_loss: bool, state: DecodingState | None, ablate: bool, **returns: bool
-    ) -> Tensor:
-        flag("return_loss", return_loss)
-        ids = check_ids(ids)
-        if ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_vocabulary(ids, self.num_tokens, self.config.ignore_index)
-        asked = [name for name, wanted in {"return_loss": return_loss, **returns}.items() if wanted]
-        if len(asked) > 1:
-            raise ValueError(f"{' and '.join(asked)} are both True, but a call returns one thing: choose one of them")
-        if asked and state is not None:
-            raise ValueError(
-                f"{asked[0]}=True can't be combined with state, which is for decoding logits: call without a state"
-            )
-        if returns["return_random_proj_quantize_ids"] and not self.config.prophet.use_quantized:
-            raise ValueError(
-                "return_random_proj_quantize_ids=True needs a model with prophet_loss_use_quantized=True, which this "
-                "one has not: build it with that"
-            )
-        length = ids.shape[1] - return_loss
-        if length < 1:
-            raise ValueError(
-                "ids of length 1 have no next token to predict: with return_loss=True give at least 2 tokens a row"
-            )
-        if state is None and length > self.seq_len:
-            extra = " (plus one token, the last target)" if return_loss else ""
-            raise ValueError(
-                f"ids are {ids.shape[1]} tokens long, but seq_len={self.seq_len} is the most in one call{extra}: "
-                "shorten them, build the model with a larger seq_len, or decode with a state"
-            )
-        if state is not None:
-            self._check_state(ids, state, ablate)
-        return ids
-
-    def _check_state(self, ids: Tensor, state: DecodingState, ablate: bool) -> None:
-        if not isinstance(state, DecodingState):
-            raise TypeError(f"state must come from model.init_state(batch_size), got {type(state).__name__}")
-        if state.model_key is not self.config:
-            raise ValueError("state was made by another model: make one with this model's init_state(batch_size)")
-        for name, has, needs in (
-            ("batch size", state.batch_size, ids.shape[0]),
-            ("dtype", state.dtype, self.dtype),
-            ("device", state.device, self.device),
-        ):
-            if has != needs:
-                raise ValueError(
-                    f"state has {name} {has}, but this call needs {needs}: make one with "
-                    f"model.init_state({ids.shape[0]}), after moving or converting the model"
-                )
-        if state.position and state.ablated != ablate:
-            raise ValueError(
-                f"ablate_hierarchical_merge={ablate}, but the state was begun with {state.ablated}: keep it the same "
-                "for all chunks of a text"
-            )
 
     def _embed(self, ids: Tensor) -> Tensor:
         """(b, n) → (b, n, d_emb), of unit root mean square; zeros for padding."""
