@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from .config import LatentLoss, ModelConfig, NextLatentConfig, ProphetConfig, StreamConfig
-from .validation import flag, number, only_with, per_stream, power_of_two, whole
+from .validation import flag, number, only_with, per_stream, power_of_two, shown, whole
 
 NEXT_LATENT_LOSS_TYPES = ("mse_and_cosine_sim", "mse", "smooth_l1")
 
@@ -28,6 +28,10 @@ def build_streams(
     hierarchical_stride: int | Sequence[int],
 ) -> tuple[StreamConfig, ...]:
     factors = tuple(hierarchies) if isinstance(hierarchies, (tuple, list)) else (hierarchies,)
+    if len(factors) == 1 and not isinstance(factors[0], Integral):
+        raise TypeError(
+            f"hierarchies must be a whole number, or a tuple or list of them such as (1, 8), got {shown(hierarchies)}"
+        )
     if not factors:
         raise ValueError("hierarchies is empty: give at least one compress factor, such as 1 or (1, 8)")
     factors = tuple(power_of_two("every value of hierarchies", factor) for factor in factors)
@@ -49,9 +53,10 @@ def build_streams(
         at = f" of the stream with compress factor {factor}"
         stride = power_of_two(f"hierarchical_stride{at}", stride)
         if factor % stride:
+            allowed = f"a power of two from 1 to {factor}" if factor > 1 else "1"
             raise ValueError(
-                f"hierarchical_stride{at} must divide the factor, got {stride}: "
-                f"choose a power of two from 1 to {factor}, or a factor of at least {stride}"
+                f"hierarchical_stride{at} must divide the factor, got {stride}: choose {allowed} for this stream (a "
+                f"tuple gives each stream its own), or a factor of at least {stride}"
             )
         width = whole(f"dim{at}", width, least=2)
         if width % 2:
@@ -77,7 +82,7 @@ def build_streams(
                 dim_head=width_head,
                 heads=whole(f"heads{at}", num_heads, least=1),
                 ff_mult=mult,
-                window_size=None if window is None else whole(f"window_sizes{at}", window, least=0),
+                window_size=None if window is None else whole(f"window_sizes{at}, if not None,", window, least=0),
             )
         )
     return tuple(streams)
@@ -322,7 +327,7 @@ def build_config(
             rollout_weights,
         ),
         ignore_index=whole("ignore_index", ignore_index, least=-(2**63)),
-        use_flash_attn=None if use_flash_attn is None else flag("use_flash_attn", use_flash_attn),
+        use_flash_attn=None if use_flash_attn is None else flag("use_flash_attn, if not None,", use_flash_attn),
         use_xpos=flag("use_xpos", use_xpos),
     )
     only_with(

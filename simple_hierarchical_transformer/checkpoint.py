@@ -113,11 +113,21 @@ def load_model(
         ValueError: for an override that would change parameters, or an object that is needed and isn't given.
     """
     folder = Path(folder)
+    remedy = "give the folder that save_pretrained wrote"
+    if folder.is_file():
+        raise CheckpointError(folder, "it is a file, not a folder", remedy)
     if not folder.is_dir():
-        raise CheckpointError(folder, "there is no such folder", "give the folder that save_pretrained wrote")
+        raise CheckpointError(folder, "there is no such folder here", remedy)
+    if (folder / "model" / WEIGHTS_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
+        raise CheckpointError(folder, "it is the folder of a training run", f"give {folder / 'model'}")
     arguments, config_checksum = read_config(folder / CONFIG_FILE)
     tensors = read_weights(folder / WEIGHTS_FILE, config_checksum)
     for name in overrides:
+        if name not in arguments:
+            raise ValueError(
+                f"from_pretrained takes no argument {name}: it takes the folder and, to change them, "
+                f"{', '.join(OVERRIDES)}"
+            )
         if name not in (*OVERRIDES, *OBJECTS):
             raise ValueError(
                 f"{name} can't be changed when loading a model, only {', '.join(OVERRIDES)} can, since they change no "
@@ -146,7 +156,7 @@ def load_model(
 
 def read_config(path: Path) -> tuple[dict[str, Any], str]:
     """The constructor arguments in a configuration file, and its checksum."""
-    remedy = "copy the folder again, or save the model again"
+    remedy = "give the folder that save_pretrained wrote, or copy or save it again"
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from . import HierarchicalTransformer, __version__
-from .training.config import DEFAULT_MINUTES, DEVICES, ModelArguments, TrainConfig
+from .training.config import DEVICES, ModelArguments, TrainConfig
 from .training.run_folder import MODEL_FOLDER
 from .training.text import check_byte_model, continue_text, printable
 
@@ -34,8 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # text of any language is shown, escaped, where the terminal's encoding doesn't know it
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = vars(make_parser().parse_args(arguments))
+    known, unknown = make_parser().parse_known_args(arguments)
+    options = vars(known)
     command = options.pop("command")
+    if unknown:
+        hint = f"see {COMMAND} {command.__name__} --help"
+        return fail(ValueError(f"unrecognized arguments: {' '.join(unknown)}; {hint}"), 2)
     try:
         status: int = command(options)
         sys.stdout.flush()
@@ -69,6 +73,8 @@ def train(options: dict[str, Any]) -> int:
             'pip install "simple-hierarchical-transformer[train]"'
         ) from error
     of_model = {field.name for field in fields(ModelArguments)}
+    if "hierarchies" in options:
+        options = default_streams(options["hierarchies"]) | options
     model = ModelArguments(**{name: value for name, value in options.items() if name in of_model})
     settings = {name: value for name, value in options.items() if name not in of_model}
     try:
@@ -76,6 +82,21 @@ def train(options: dict[str, Any]) -> int:
     except (NonFiniteError, BrokenPipeError) as error:
         return fail(error, 1)
     return 130 if result.interrupted else 0
+
+
+def default_streams(hierarchies: int | tuple[int, ...]) -> dict[str, Any]:
+    """Per-stream defaults for other streams than the default ones: one token per factor, and far ones see it all."""
+    factors = hierarchies if isinstance(hierarchies, tuple) else (hierarchies,)
+    default, finest = ModelArguments(), min(factors)
+    values: dict[str, Any] = {
+        name: value[0]
+        for name, value in vars(default).items()
+        if name in ("dim", "heads", "dim_head") and isinstance(value, tuple)
+    }
+    near = default.window_sizes[0] if isinstance(default.window_sizes, tuple) else default.window_sizes
+    values["hierarchical_stride"] = tuple(1 if factor == finest else factor for factor in factors)
+    values["window_sizes"] = tuple(near if factor == finest else None for factor in factors)
+    return values
 
 
 def report(line: str) -> None:
@@ -147,7 +168,11 @@ def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--data", "files and folders, plain or .gz; default: the library of this Python", nargs="+", metavar="PATH")
     add("--out", "folder of the run; an earlier run in it is moved aside", metavar="FOLDER")
     add("--steps", "optimiser steps", type=int)
-    add("--minutes", f"time to train; default, without --steps: {DEFAULT_MINUTES:g}", type=float)
+    add(
+        "--minutes",
+        "time to train, without the last validation and the sample; with --steps too, what ends first ends the run",
+        type=float,
+    )
     add("--seed", "seed of weights, batches and the sample", type=int)
     add("--device", "where to train", choices=DEVICES)
     add("--batch-size", "sequences per step", type=int)
@@ -162,7 +187,13 @@ def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--heads", "attention heads, of all streams or of each", type=int, **several)
     add("--dim-head", "width of a head, of all streams or of each", type=int, **several)
     add("--ff-mult", "hidden width of the feed-forward, as a multiple of --dim", type=float, **several)
-    add("--hierarchies", "compress factor of each stream", type=int, **several)
+    add(
+        "--hierarchies",
+        "compress factor of each stream; with it, strides and windows that aren't given are 1 and 64 for the finest "
+        "stream, and the factor and none for the others",
+        type=int,
+        **several,
+    )
     add("--stride", "stride of each stream", type=int, dest="hierarchical_stride", **several)
     add("--window-sizes", "previous tokens that are attended to, or none for all of them", type=window, **several)
 
@@ -171,6 +202,7 @@ def add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "generate",
         help="continue a text with a trained model",
+        description="Continue a text with a trained model, byte by byte; bytes that are no UTF-8 are shown as \\x…",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )

@@ -21,6 +21,12 @@ def check_ids(ids: Tensor, *, name: str = "ids") -> Tensor:
         TypeError: if it is no tensor, or not of an integer type.
         ValueError: if it isn't of shape (batch, length), or empty.
     """
+    if isinstance(ids, (str, bytes)):
+        to_bytes = ".encode()" if isinstance(ids, str) else ""
+        raise TypeError(
+            f"{name} must be a tensor of token ids, got {type(ids).__name__}: for a byte model, use "
+            f"torch.tensor([list(text{to_bytes})]), else your tokenizer's ids"
+        )
     if not isinstance(ids, Tensor):
         raise TypeError(f"{name} must be a tensor of token ids, got {type(ids).__name__}: use torch.tensor({name})")
     if ids.dtype not in INTEGER_TYPES:
@@ -101,15 +107,15 @@ def check_state(
         raise TypeError(f"state must come from model.init_state(batch_size), got {type(state).__name__}")
     if state.model_key is not config:
         raise ValueError("state was made by another model: make one with this model's init_state(batch_size)")
-    for name, has, needs in (
-        ("batch size", state.batch_size, ids.shape[0]),
-        ("dtype", state.dtype, dtype),
-        ("device", state.device, device),
+    for name, has, needs, when in (
+        ("batch size", state.batch_size, ids.shape[0], ""),
+        ("dtype", state.dtype, dtype, ", after converting the model"),
+        ("device", state.device, device, ", after moving the model"),
     ):
         if has != needs:
             raise ValueError(
                 f"state has {name} {has}, but this call needs {needs}: make one with "
-                f"model.init_state({ids.shape[0]}), after moving or converting the model"
+                f"model.init_state({ids.shape[0]}){when}"
             )
     if state.position and state.ablated != ablate:
         raise ValueError(

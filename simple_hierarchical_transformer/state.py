@@ -136,11 +136,15 @@ class DecodingState(StateNode):
                 `model.init_state`, and at most what was seen.
         """
         num_tokens = whole("num_tokens", num_tokens, least=0)
+        if num_tokens > self.position:
+            raise ValueError(
+                f"num_tokens must be at most {self.position}, the tokens seen so far, got {num_tokens}: take fewer back"
+            )
         if num_tokens > self.rewindable:
             raise ValueError(
-                f"num_tokens must be at most {self.rewindable} (position {self.position}, max_rewind "
-                f"{self.max_rewind}), got {num_tokens}: make the state with init_state(…, max_rewind={num_tokens}), "
-                "or clone it before the tokens that may be refused"
+                f"num_tokens must be at most {self.rewindable} now (max_rewind is {self.max_rewind}), got "
+                f"{num_tokens}: make the state with init_state(…, max_rewind={num_tokens}), or clone it before the tokens that may "
+                "be refused"
             )
         self.position -= num_tokens
         self.rewindable -= num_tokens

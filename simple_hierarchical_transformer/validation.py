@@ -10,9 +10,15 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def shown(value: Any) -> str:
+    """What the user gave, in one short line, and its type."""
+    text = " ".join(repr(value).split())
+    return f"{text if len(text) <= 60 else text[:60] + '…'} of type {type(value).__name__}"
+
+
 def whole(name: str, value: Any, *, least: int, most: int = 2**63 - 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a whole number, got {shown(value)}")
     number = int(value)
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
@@ -23,7 +29,7 @@ def whole(name: str, value: Any, *, least: int, most: int = 2**63 - 1) -> int:
 
 def number(name: str, value: Any, *, positive: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} must be a finite number {'above' if positive else 'of at least'} 0, got {value}")
     return float(value)
@@ -31,7 +37,7 @@ def number(name: str, value: Any, *, positive: bool = False) -> float:
 
 def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return value
 
 

@@ -116,7 +116,7 @@ def test_help_says_every_default(run: Command) -> None:
     assert status == 0
     assert f"(default: {TrainConfig().batch_size})" in words
     assert "(default: 64 none)" in words
-    assert "without --steps: 3" in words
+    assert "what ends first ends the run (default: 3.0)" in words
 
 
 def test_the_version_is_that_of_the_package(run: Command) -> None:
@@ -210,7 +210,7 @@ def test_the_length_is_in_bytes_and_options_change_the_text(model_folder: Path, 
     [
         ("", "the following arguments are required: train | generate; see hierarchical-transformer --help"),
         ("learn", "invalid choice: 'learn'"),
-        ("train --step 3", "unrecognized arguments: --step 3"),
+        ("train --step 3", "unrecognized arguments: --step 3; see hierarchical-transformer train --help"),
         ("train --steps few", "argument --steps: invalid int value: 'few'"),
         ("train --steps 0", "steps must be at least 1, got 0"),
         ("train --device tpu", "argument --device: invalid choice: 'tpu'"),
@@ -273,3 +273,20 @@ def test_an_interruption_outside_of_training_is_no_traceback(run: Command, monke
 
     monkeypatch.setattr(cli, "find_model", interrupt)
     assert run("generate", "--model", "here") == (130, "", "hierarchical-transformer: interrupted\n")
+
+
+def test_other_streams_get_strides_and_windows_that_fit(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[TrainConfig] = []
+
+    def remember(config: TrainConfig, report: Any = None) -> Any:
+        configs.append(config)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(training_loop, "train", remember)
+    run("train", "--hierarchies", 1, 4, 16)
+    run("train", "--hierarchies", 4, 1, "--stride", 2, 1)
+    run("train", "--hierarchies", 1)
+    shapes = [(c.model.hierarchical_stride, c.model.window_sizes, c.model.dim) for c in configs]
+    assert shapes == [((1, 4, 16), (64, None, None), 192), ((2, 1), (None, 64), 192), ((1,), (64,), 192)]
+    for config in configs:
+        HierarchicalTransformer(**config.model_arguments())

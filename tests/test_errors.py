@@ -28,6 +28,9 @@ CONSTRUCTOR: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"hierarchies": (1, 0)}, ValueError, ["hierarchies", "at least 1", "got 0"]),
     ({"hierarchies": -2}, ValueError, ["hierarchies", "at least 1", "got -2"]),
     ({"hierarchies": (1, 2.0)}, TypeError, ["hierarchies", "whole number", "2.0"]),
+    ({"hierarchies": "1,4"}, TypeError, ["hierarchies", "tuple or list", "(1, 8)", "'1,4'", "str"]),
+    ({**TWO, "hierarchical_stride": 4}, ValueError, ["hierarchical_stride", "factor 1", "got 4", "choose 1", "tuple"]),
+    ({"window_sizes": "none"}, TypeError, ["window_sizes", "if not None", "'none'"]),
     ({"hierarchies": ()}, ValueError, ["hierarchies", "empty", "(1, 8)"]),
     ({"hierarchies": (1, 4, 4)}, ValueError, ["hierarchies", "unique", "(1, 4, 4)", "drop"]),
     (
@@ -141,6 +144,9 @@ CALLS: list[tuple[Call, type[Exception], list[str]]] = [
     (lambda m: m(IDS.float()), TypeError, ["ids", "integer", "float32", "ids.long()"]),
     (lambda m: m(IDS.bool()), TypeError, ["ids", "integer", "bool"]),
     (lambda m: m([[1, 2]]), TypeError, ["ids", "tensor", "list", "torch.tensor"]),
+    (lambda m: m("The"), TypeError, ["ids", "tensor", "str", "torch.tensor([list(text.encode())])"]),
+    (lambda m: m.generate(b"The", 3), TypeError, ["prompt", "tensor", "bytes", "torch.tensor([list(text)])"]),
+    (lambda m: m(IDS, IDS), TypeError, ["return_loss", "True or False", "Tensor"]),
     (lambda m: m(IDS[0]), ValueError, ["ids", "(batch, length)", "(4,)", "ids[None]"]),
     (lambda m: m(IDS[None]), ValueError, ["ids", "(batch, length)", "(1, 1, 4)"]),
     (lambda m: m(IDS[:, :0]), ValueError, ["ids", "empty", "(1, 0)", "at least one"]),
@@ -175,7 +181,7 @@ CALLS: list[tuple[Call, type[Exception], list[str]]] = [
     ),
     (lambda m: m.init_state(0), ValueError, ["batch_size", "at least 1", "got 0"]),
     (lambda m: m.init_state(1, max_rewind=-1), ValueError, ["max_rewind", "at least 0", "got -1"]),
-    (lambda m: m.init_state(1).rewind(1), ValueError, ["num_tokens", "at most 0", "got 1", "max_rewind=1", "clone"]),
+    (lambda m: m.init_state(1).rewind(1), ValueError, ["num_tokens", "at most 0", "seen so far", "got 1", "fewer"]),
     (lambda m: m.init_state(1).rewind(0.5), TypeError, ["num_tokens", "whole number", "0.5"]),
     (lambda m: m.generate(IDS[:, :0], 3), ValueError, ["prompt", "empty", "at least one"]),
     (lambda m: m.generate(IDS + 6, 3), ValueError, ["prompt[0, 2] is 9", "0 to 8"]),
@@ -222,6 +228,15 @@ def test_a_call_that_fails_halfway_leaves_the_state_as_it_was(model: Hierarchica
     handle.remove()
     assert (state.position, state.nbytes) == (2, nbytes)
     assert torch.equal(model(IDS, state=state), expected)
+
+
+def test_more_than_the_state_holds_can_not_be_taken_back(model: HierarchicalTransformer) -> None:
+    state = model.init_state(1, max_rewind=2)
+    model(IDS, state=state)
+    with pytest.raises(ValueError, match=says(["num_tokens", "at most 2", "max_rewind is 2", "got 3", "clone"])):
+        state.rewind(3)
+    state.rewind(2)
+    assert state.position == 2
 
 
 def test_a_state_of_another_type_is_refused(model: HierarchicalTransformer) -> None:
@@ -294,9 +309,9 @@ def take_weights_of(**arguments: Any) -> Damage:
 
 
 DAMAGES: list[tuple[Damage, list[str]]] = [
-    (lambda f: (f / "config.json").unlink(), ["config.json", "missing", "copy the folder again"]),
+    (lambda f: (f / "config.json").unlink(), ["config.json", "missing", "save_pretrained wrote", "copy"]),
     (lambda f: (f / "model.safetensors").unlink(), ["model.safetensors", "missing", "copy the folder again"]),
-    (lambda f: (f / "config.json").write_text("{"), ["config.json", "JSON", "save the model again"]),
+    (lambda f: (f / "config.json").write_text("{"), ["config.json", "JSON", "save it again"]),
     (lambda f: (f / "config.json").write_text("[]"), ["config.json", "no model configuration"]),
     (lambda f: (f / "model.safetensors").write_bytes(b""), ["model.safetensors", "damaged", "copy the folder"]),
     (edit_config(lambda c: c["model"].update(depth=2)), ["config.json", "checksum", "changed or damaged"]),
@@ -316,6 +331,22 @@ def test_a_damaged_model_folder_is_refused(
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=says(words)):
         HierarchicalTransformer.from_pretrained(tmp_path)
+
+
+def test_a_folder_that_holds_the_folder_of_a_model_is_refused(model: HierarchicalTransformer, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=says(["folder of a training run", "give", "model"])):
+        HierarchicalTransformer.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=says(["a file, not a folder", "give the folder"])):
+        HierarchicalTransformer.from_pretrained(tmp_path / "model" / "model.safetensors")
+
+
+def test_an_argument_that_does_not_exist_is_no_argument_of_loading(
+    model: HierarchicalTransformer, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=says(["no argument window_size", "seq_len, window_sizes"])):
+        HierarchicalTransformer.from_pretrained(tmp_path, window_size=3)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class TrainConfig:
     device: str = "auto"
     validate_every: int = 200
     validation_sequences: int = 64
-    final_validation_sequences: int = 512
+    final_validation_sequences: int = 256
     sample_length: int = 400
     model: ModelArguments = field(default_factory=ModelArguments)
 

@@ -75,10 +75,13 @@ def train(config: TrainConfig, report: Report = print) -> TrainResult:
     # before the last figures are taken, since that may be interrupted too
     folder = run.save()
     report(f"saved: {folder}")
+    report("validating, which takes some seconds more …")
     validation = run.validate(config.final_validation_sequences)
     run.log(validation)
     report(f"training: {run.train_bits_per_byte:.3f} bits per byte in the last {count(run.averaged, 'step')}")
     report(f"validation: {validation:.3f} bits per byte after {count(run.step, 'step')}")
+    if config.sample_length:
+        report(f"writing a sample of {count(config.sample_length, 'byte')} …")
     sample = run.sample() if config.sample_length else None
     if sample is not None:
         report(f"sample, after the first {SAMPLE_PROMPT_BYTES} bytes of the validation text:\n{sample}")
