@@ -143,8 +143,8 @@ class DecodingState(StateNode):
         if num_tokens > self.rewindable:
             raise ValueError(
                 f"num_tokens must be at most {self.rewindable} now (max_rewind is {self.max_rewind}), got "
-                f"{num_tokens}: make the state with init_state(…, max_rewind={num_tokens}), or clone it before the tokens that may "
-                "be refused"
+                f"{num_tokens}: make the state with init_state(…, max_rewind={num_tokens}), or clone it before the "
+                "tokens that may be refused"
             )
         self.position -= num_tokens
         self.rewindable -= num_tokens
