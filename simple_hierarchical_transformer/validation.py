@@ -18,26 +18,28 @@ def shown(value: Any) -> str:
 
 def whole(name: str, value: Any, *, least: int, most: int = 2**63 - 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number, got {shown(value)}")
+        raise TypeError(f"{name} must be a whole number, got {shown(value)}: give one such as {max(least, 1)}")
     number = int(value)
     if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
+        raise ValueError(f"{name} must be at least {least}, got {number}: raise it")
     if number > most:
-        raise ValueError(f"{name} must be at most {most}, got {number}")
+        raise ValueError(f"{name} must be at most {most}, got {number}: lower it")
     return number
 
 
 def number(name: str, value: Any, *, positive: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {shown(value)}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}: give one such as 0.5")
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} must be a finite number {'above' if positive else 'of at least'} 0, got {value}")
+        raise ValueError(
+            f"{name} must be a finite number {'above' if positive else 'of at least'} 0, got {value}: raise or lower it"
+        )
     return float(value)
 
 
 def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}: give one of the two")
     return value
 
 
