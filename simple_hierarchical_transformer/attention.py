@@ -91,55 +91,47 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, groups: int, fused: 
     if window == 0:  # a full window over no more input tokens than one token summarises
         return v[..., back:, :]
     if groups == 1:
-        return attend_phase(q, k, v, None, window, fused, xpos)
+        return attend_phase(q, k, v, window, fused, xpos)
 
-    # rows are padded so that a phase is every g-th of them: keys in front, which happens only while a state is young,
-    # and then for the first few queries alone; all at the end, where causality hides the padding
-    before, after = -back % groups, -m % groups
-    if before and m > before:
-        end = back + before
-        parts = (q[..., :before, :], k[..., :end, :], v[..., :end, :]), (q[..., before:, :], k, v)
-        outs = [attend(*part, window=window, groups=groups, fused=fused, xpos=xpos) for part in parts]
-        return torch.cat(outs, dim=-2)
-    k, v = (F.pad(t, (0, 0, before, after)) for t in (k, v))
-    q = F.pad(q, (0, 0, 0, after))
-    used = min(m, groups)  # with fewer queries than phases, the other phases have none
-    q, k, v = (rearrange(t, "b h (r g) d -> g b h r d", g=groups)[:used] for t in (q, k, v))
-    valid = None
-    if before:
-        row = torch.arange(k.shape[-2], device=k.device)
-        phase = torch.arange(used, device=k.device)
-        valid = row * groups + phase[:, None] >= before  # (g, r)
-        valid = rearrange(valid, "g r -> g 1 1 r").repeat_interleave(q.shape[1], dim=0)
-    q, k, v = (rearrange(t, "g b h r d -> (g b) h r d") for t in (q, k, v))
-    out = attend_phase(q, k, v, valid, window, fused, xpos)
-    out = rearrange(out, "(g b) h r d -> b h (r g) d", g=used)
-    return out[..., :m, :]
+    # where the held rows are no whole number of rounds through the phases, which happens while a state is young, the
+    # queries that complete the round are taken one by one, and so are chunks of less than a round
+    alone = m if m < groups else -back % groups
+    outs = []
+    for query in range(alone):
+        own = back + query
+        phase = slice(own % groups, own + 1, groups)  # its own key, and those before it in steps of g
+        outs.append(attend_phase(q[..., query : query + 1, :], k[..., phase, :], v[..., phase, :], window, fused, xpos))
+    if alone < m:
+        outs.append(attend_folded(q[..., alone:, :], k, v, window, groups, fused, xpos))
+    return torch.cat(outs, dim=-2) if len(outs) > 1 else outs[0]
 
 
-def attend_phase(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, window: int, fused: bool | None, xpos: bool
-) -> Tensor:
-    """Windowed causal attention of q (b, h, m, d) over k and v (b, h, r, d), whose last row is the last query's.
+def attend_folded(q: Tensor, k: Tensor, v: Tensor, window: int, groups: int, fused: bool | None, xpos: bool) -> Tensor:
+    """The same where r - m is a multiple of `groups`: the phases become part of the batch."""
+    b, m = q.shape[0], q.shape[-2]
+    q, k, v = (F.pad(t, (0, 0, 0, -m % groups)) for t in (q, k, v))  # causality hides the padding
+    q, k, v = (rearrange(t, "b h (r g) d -> (g b) h r d", g=groups) for t in (q, k, v))
+    out = attend_phase(q, k, v, window, fused, xpos)
+    return rearrange(out, "(g b) h r d -> b h (r g) d", b=b)[..., :m, :]
 
-    `valid` (b, 1, 1, r) says which keys exist, where not all do.
-    """
+
+def attend_phase(q: Tensor, k: Tensor, v: Tensor, window: int, fused: bool | None, xpos: bool) -> Tensor:
+    """Windowed causal attention of q (b, h, m, d) over k and v (b, h, r, d), whose last row is the last query's."""
     m, r = q.shape[-2], k.shape[-2]
     back = r - m
     if xpos:
-        return attend_scaled_blocks(q, k, v, valid, window, fused)
-    if valid is None and r - 1 <= window:
+        return attend_scaled_blocks(q, k, v, window, fused)
+    if r - 1 <= window:
         if m == 1:
             return scaled_dot_product(q, k, v, None, False, fused)
         if back == 0:
             return scaled_dot_product(q, k, v, None, True, fused)
     block = max(window, LEAST_BLOCK)
-    if valid is None and block + window < r and m > block:
+    if block + window < r and m > block:
         if fused is False:
             return attend_local(q, k, v, window)
         return attend_chunk_and_halo(q, k, v, window, block, fused)
-    mask = band(m, r, back, window, q.device)
-    return scaled_dot_product(q, k, v, mask if valid is None else mask & valid, False, fused)
+    return scaled_dot_product(q, k, v, band(m, r, back, window, q.device), False, fused)
 
 
 def band(m: int, r: int, back: int, window: int, device: torch.device) -> Tensor:
@@ -188,9 +180,7 @@ def attend_local(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return out[..., back : back + m, :]
 
 
-def attend_scaled_blocks(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, window: int, fused: bool | None
-) -> Tensor:
+def attend_scaled_blocks(q: Tensor, k: Tensor, v: Tensor, window: int, fused: bool | None) -> Tensor:
     """With the xPos scale: block by block, each with its first query as the reference, so that no scale overflows."""
     m, d = q.shape[-2:]
     back = k.shape[-2] - m
@@ -204,8 +194,6 @@ def attend_scaled_blocks(
         queries = (q[..., start:stop, :] * scale[start + back - low :]).to(q.dtype)
         keys = (k[..., low:high, :] / scale).to(k.dtype)
         mask = band(stop - start, high - low, start + back - low, window, q.device)
-        if valid is not None:
-            mask = mask & valid[..., low:high]
         outs.append(scaled_dot_product(queries, keys, v[..., low:high, :], mask, False, fused))
     return torch.cat(outs, dim=-2)
 

@@ -71,9 +71,7 @@ def no_left_pad(state: Tail | None, new: Tensor, back: int) -> Tensor:
     return F.pad(new, (0, 0, 0, back))
 
 
-def centred_window(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, window: int, fused: bool | None, xpos: bool
-) -> Tensor:
+def centred_window(q: Tensor, k: Tensor, v: Tensor, window: int, fused: bool | None, xpos: bool) -> Tensor:
     position = torch.arange(q.shape[-2])
     mask = (position[:, None] - position).abs() <= (window + 1) // 2
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
