@@ -57,7 +57,7 @@ def test_cross_entropy_counts_every_token_but_padding() -> None:
 def test_reconstruction_asks_disjoint_tokens_for_what_they_cover(stride: int, tokens: dict[int, int]) -> None:
     model = build(**OFF | {"recon_loss_weight": 0.5}, hierarchical_stride=(1, stride))
     loss, losses = model(IDS, return_loss=True)
-    head = model.objective.reconstruction["1"].head.to_tokens.weight.reshape(4, 4, 6)
+    head = model.objective.reconstruction["1"].to_tokens.weight.reshape(4, 4, 6)
     embeds = embeds_of(model)
     terms = []
     for row in range(2):
@@ -107,7 +107,7 @@ def test_a_latent_target_carries_no_gradient() -> None:
 def test_prophet_predicts_the_next_input_tokens(stride: int) -> None:
     model = build(**OFF, prophet_loss_weight=0.5, hierarchical_stride=(1, stride))
     loss, losses = model(IDS, return_loss=True)
-    head = model.objective.prophet["1"].head.to_tokens.weight.reshape(4, 4, 6)
+    head = model.objective.prophet["1"].to_tokens.weight.reshape(4, 4, 6)
     embeds, terms = embeds_of(model), []
     for row in range(2):
         for position in (0, 4):

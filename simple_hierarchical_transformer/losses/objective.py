@@ -12,9 +12,8 @@ from . import Losses
 from .cross_entropy import linear_cross_entropy
 from .hierarchical_ar import HierarchicalARLoss
 from .next_latent import NextLatentLoss
-from .prophet import ProphetLoss
 from .quantized_prophet import FrozenQuantizer, QuantizedProphetLoss
-from .reconstruction import ReconstructionLoss
+from .tokens import ProphetLoss, ReconstructionLoss
 
 
 class Objective(nn.Module):
