@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from . import HierarchicalTransformer, __version__
-from .training.config import DEVICES, ModelArguments, TrainConfig
+from .training.config import DEVICES, NEAR_WINDOW, ModelArguments, TrainConfig
 from .training.run_folder import MODEL_FOLDER
 from .training.text import check_byte_model, continue_text, printable
 
@@ -85,18 +85,13 @@ def train(options: dict[str, Any]) -> int:
 
 
 def default_streams(hierarchies: int | tuple[int, ...]) -> dict[str, Any]:
-    """Per-stream defaults for other streams than the default ones: one token per factor, and far ones see it all."""
+    """Strides and windows of streams of these factors: the finest sees near tokens, one per input, the others all."""
     factors = hierarchies if isinstance(hierarchies, tuple) else (hierarchies,)
-    default, finest = ModelArguments(), min(factors)
-    values: dict[str, Any] = {
-        name: value[0]
-        for name, value in vars(default).items()
-        if name in ("dim", "heads", "dim_head") and isinstance(value, tuple)
+    finest = min(factors)
+    return {
+        "hierarchical_stride": tuple(1 if factor == finest else factor for factor in factors),
+        "window_sizes": tuple(NEAR_WINDOW if factor == finest else None for factor in factors),
     }
-    near = default.window_sizes[0] if isinstance(default.window_sizes, tuple) else default.window_sizes
-    values["hierarchical_stride"] = tuple(1 if factor == finest else factor for factor in factors)
-    values["window_sizes"] = tuple(near if factor == finest else None for factor in factors)
-    return values
 
 
 def report(line: str) -> None:
@@ -189,8 +184,8 @@ def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--ff-mult", "hidden width of the feed-forward, as a multiple of --dim", type=float, **several)
     add(
         "--hierarchies",
-        "compress factor of each stream; with it, strides and windows that aren't given are 1 and 64 for the finest "
-        "stream, and the factor and none for the others",
+        f"compress factor of each stream; with it, strides and windows that aren't given are 1 and {NEAR_WINDOW} for "
+        "the finest stream, and the factor and none for the others",
         type=int,
         **several,
     )

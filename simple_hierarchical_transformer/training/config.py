@@ -12,6 +12,7 @@ from ..validation import number, whole
 NUM_BYTES = 256
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DEFAULT_MINUTES = 3.0
+NEAR_WINDOW = 64  # of the finest stream, where no other is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +23,14 @@ class ModelArguments:
     its length that sees everything.
     """
 
-    dim: int | Sequence[int] = (192, 192)
+    dim: int | Sequence[int] = 192
     depth: int = 4
-    heads: int | Sequence[int] = (6, 6)
-    dim_head: int | Sequence[int] = (32, 32)
+    heads: int | Sequence[int] = 6
+    dim_head: int | Sequence[int] = 32
     ff_mult: float | Sequence[float] = 4
     hierarchies: int | Sequence[int] = (1, 8)
     hierarchical_stride: int | Sequence[int] = (1, 8)
-    window_sizes: int | Sequence[int | None] | None = (64, None)
+    window_sizes: int | Sequence[int | None] | None = (NEAR_WINDOW, None)
 
 
 @dataclass(frozen=True, kw_only=True)
