@@ -1,7 +1,7 @@
 """Causal attention of one stream, with a window, phase groups and rotary positions.
 
-Shapes: `b` batch, `h` heads, `m` query tokens, `r` key tokens (those held in a state, then the `m` new ones),
-`g` phase groups, `w` window, `d` features of a head, `t` blocks, `i` queries of a block.
+Shapes: `b` batch, `h` heads, `m` query tokens, `r` rows of a phase, `g` phase groups, `w` window, `d` features of a
+head, `t` blocks, `i` queries of a block.
 
 A query sees itself and `w` tokens back in steps of `g`. For g = 2, w = 1:
 
@@ -9,12 +9,12 @@ A query sees itself and `w` tokens back in steps of `g`. For g = 2, w = 1:
     query 4       x   x        itself, and token 2; token 3 is of the other phase
     query 5         x   x
 
-Folding the phases into the batch makes this plain windowed attention over every `g`-th token.
+Folding the phases into the heads makes this plain windowed attention over every `g`-th token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,111 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .chunk import StreamChunk
 from .norm import rms_norm
-from .rotary import rotary_table, rotate, xpos_scale
-from .state import StateNode, Tail
+from .rotary import rotate, xpos_scale
+from .state import Leaf, StateSpec
 
 FUSED_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 XPOS_BLOCK = 512  # queries that share one reference for the xPos scale
 LEAST_BLOCK = 32  # queries of a block, where the window is smaller
 
 
-@dataclass
-class AttentionState(StateNode):
-    keys: Tail  # (b, h, at most g·w + spare, d), rotated by their positions
-    values: Tail
+class KeyValueRing(Leaf):
+    """Keys, rotated by their positions, and values of the last `w` tokens of each phase.
+
+    Token `j` is row `j // g` of phase `j % g`, and row `r` of a phase lies at slot `r % size`. For g = 2 and rings of
+    3 rows, after the tokens 0 … 8:
+
+        phase 0    6 2 4 | 8 …       tokens 0 2 4 6 8 are its rows 0 … 4; row 3 took the place of row 0,
+        slot       0 1 2             and row 4, token 8, that of row 1: in the end 6 8 4
+
+    `max_rewind` takes some rows more. A chunk of no more tokens than that is written before attention, where only
+    `rewind` would have needed what it overwrites: nothing is moved or joined for a single token.
+    """
+
+    def __init__(
+        self, spec: StateSpec, *, stride: int, phase_groups: int, heads: int, dim_head: int, reach: int
+    ) -> None:
+        self.groups = phase_groups
+        self.reach = reach
+        self.size = reach + -(-spec.spare(stride) // phase_groups)
+        self.keys = spec.zeros(heads, phase_groups * self.size, dim_head)
+        self.values = spec.zeros(heads, phase_groups * self.size, dim_head)
+        self.pending: list[tuple[Tensor, Tensor]] = []
+
+    def takes_in_place(self, chunk: StreamChunk) -> bool:
+        return -(-chunk.length // self.groups) <= self.size - self.reach and not torch.is_grad_enabled()
+
+    def put(
+        self, phase: int, row: int, k: Tensor, v: Tensor, chunk: StreamChunk, *, ages: bool
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Write the rows `row …` of a phase, k and v (b, h, r, d), in place.
+
+        Returns the keys and values to attend to, and their `StreamChunk.sight`: None where one query sees them all,
+        unless `ages` are asked for.
+        """
+        first, count = phase * self.size, k.shape[2]
+        keys, values = (t[:, :, first : first + self.size] for t in (self.keys, self.values))
+        if chunk.row is not None:
+            slot = torch.remainder(chunk.row, self.size)
+            keys.index_copy_(2, slot, k.to(keys.dtype))
+            values.index_copy_(2, slot, v.to(values.dtype))
+            return keys, values, chunk.sight(row, count, self.size, self.reach, k.device)
+        for to, new in (*self._places(self.keys, phase, row, k), *self._places(self.values, phase, row, v)):
+            to.copy_(new)
+        held = min(row + count, self.size)
+        low = max(row - self.reach, 0) if held == row + count else 0  # before a ring has come round, it is in order
+        sight = None
+        if ages or count > 1 or held - low > self.reach + 1:
+            age, visible = chunk.sight(row, count, self.size, self.reach, k.device)
+            sight = (age[:, low:], visible[:, low:])
+        return keys[:, :, low:held], values[:, :, low:held], sight
+
+    def _places(self, ring: Tensor, phase: int, row: int, new: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Where the rows `row …` of a phase belong, and they themselves, new (b, h, at most size, d)."""
+        start, slot = phase * self.size, row % self.size
+        fit = min(self.size - slot, new.shape[2])
+        yield ring[:, :, start + slot : start + slot + fit], new[:, :, :fit]
+        if fit < new.shape[2]:
+            yield ring[:, :, start : start + new.shape[2] - fit], new[:, :, fit:]
+
+    def rows_before(self, start: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the rows that all phases have before token `start`, at most `reach`; (b, h·g, r, d)."""
+        row = start // self.groups
+        count = min(row, self.reach)
+        slots = torch.arange(row - count, row, device=self.keys.device) % self.size
+        folded = (rearrange(t, "b h (g r) d -> b h g r d", g=self.groups) for t in (self.keys, self.values))
+        keys, values = (rearrange(t.index_select(3, slots), "b h g r d -> b (h g) r d") for t in folded)
+        return keys, values
+
+    def round_before(self, start: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the tokens that token `start` shares its row with, before it; (b, h, start % g, d)."""
+        row, count = start // self.groups, start % self.groups
+        slots = torch.arange(count, device=self.keys.device) * self.size + row % self.size
+        return self.keys.index_select(2, slots), self.values.index_select(2, slots)
+
+    def note(self, k: Tensor, v: Tensor, start: int) -> None:
+        """Remember the tokens `start …`, k and v (b, h, m, d), once the call has succeeded."""
+        skip = max(k.shape[2] - self.groups * self.size, 0)
+        # a view would keep the whole chunk alive
+        k, v = (t[:, :, skip:].detach().clone() for t in (k, v))
+        for i in range(min(self.groups, k.shape[2])):
+            row, phase = divmod(start + skip + i, self.groups)
+            for ring, new in ((self.keys, k), (self.values, v)):
+                self.pending += self._places(ring, phase, row, new[:, :, i :: self.groups])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"keys": self.keys, "values": self.values}
+
+    def noted(self) -> list[tuple[Tensor, Tensor]]:
+        return self.pending
+
+    def forget_noted(self) -> None:
+        self.pending = []
+
+    def rewound(self, before: int, after: int) -> list[tuple[Tensor, Tensor]]:
+        return []  # the rows that are taken back are overwritten by those that come instead
 
 
 class Attention(nn.Module):
@@ -66,53 +158,81 @@ class Attention(nn.Module):
         self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
         self.to_out = nn.Linear(heads * dim_head, dim, bias=False)
 
-    def init_state(self, max_rewind: int) -> AttentionState:
-        keep, spare = self.phase_groups * self.reach, -(-max_rewind // self.stride)
-        return AttentionState(Tail(self.stride, keep, spare), Tail(self.stride, keep, spare))
-
-    def forward(self, x: Tensor, state: AttentionState | None = None) -> Tensor:
-        q, k, v = rearrange(self.to_qkv(rms_norm(x)), "b m (three h d) -> three b h m d", three=3, h=self.heads)
-        start = 0 if state is None else state.keys.count
-        table = rotary_table(start, x.shape[1], self.phase_groups, self.dim_head, x.device)
-        q, k = (rotate(rms_norm(t), table).to(v.dtype) for t in (q, k))
-        if state is not None:
-            k, v = state.keys.extend(k), state.values.extend(v)
-        out: Tensor = attend(
-            q, k, v, window=self.reach, groups=self.phase_groups, fused=self.use_flash_attn, xpos=self.use_xpos
+    def init_state(self, spec: StateSpec) -> KeyValueRing | None:
+        if self.reach == 0:
+            return None
+        return KeyValueRing(
+            spec,
+            stride=self.stride,
+            phase_groups=self.phase_groups,
+            heads=self.heads,
+            dim_head=self.dim_head,
+            reach=self.reach,
         )
-        out = self.to_out(rearrange(out, "b h m d -> b m (h d)"))
+
+    def forward(self, x: Tensor, chunk: StreamChunk, state: KeyValueRing | None = None) -> Tensor:
+        qkv = rearrange(self.to_qkv(rms_norm(x)), "b m (three h d) -> b three h m d", three=3, h=self.heads)
+        v = qkv[:, 2]
+        if self.reach == 0:  # a full window over no more input tokens than one token summarises
+            out = v
+        else:
+            assert chunk.rotary is not None
+            q, k = rotate(rms_norm(qkv[:, :2]), chunk.rotary).to(v.dtype).unbind(1)
+            if state is not None and state.takes_in_place(chunk):
+                out = self._attend_in_place(q, k, v, chunk, state)
+            else:
+                out = self._attend_joined(q, k, v, chunk, state)
+        projected: Tensor = self.to_out(rearrange(out, "b h m d -> b m (h d)"))
+        return projected
+
+    def _attend_in_place(self, q: Tensor, k: Tensor, v: Tensor, chunk: StreamChunk, ring: KeyValueRing) -> Tensor:
+        """A few tokens (b, h, m, d), written into the ring first; phase by phase."""
+        out = torch.empty_like(q)
+        for i in range(min(chunk.length, self.phase_groups)):
+            own = slice(i, None, self.phase_groups)
+            row, phase = divmod(chunk.start + i, self.phase_groups)
+            keys, values, sight = ring.put(phase, row, k[:, :, own], v[:, :, own], chunk, ages=self.use_xpos)
+            queries, keys, values, visible = q[:, :, own], keys.to(q.dtype), values.to(q.dtype), None
+            if sight is not None:
+                age, visible = sight
+                if self.use_xpos:  # the newest query is the reference
+                    queries, keys = scaled(queries, keys, age[:, 0] - age[-1, 0], -age[-1])
+            attended = scaled_dot_product(queries, keys, values, visible, False, self.use_flash_attn)
+            if chunk.length == 1:
+                return attended
+            out[:, :, own] = attended
         return out
 
+    def _attend_joined(self, q: Tensor, k: Tensor, v: Tensor, chunk: StreamChunk, ring: KeyValueRing | None) -> Tensor:
+        """A whole sequence, or a chunk joined to what a ring holds, with the phases folded into the heads.
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, groups: int, fused: bool | None, xpos: bool) -> Tensor:
-    """Windowed causal attention of q (b, h, m, d) over k and v (b, h, r, d) within phases; r - m ≤ groups · window."""
-    m = q.shape[-2]
-    back = k.shape[-2] - m
-    if window == 0:  # a full window over no more input tokens than one token summarises
-        return v[..., back:, :]
-    if groups == 1:
-        return attend_phase(q, k, v, window, fused, xpos)
+        Where a chunk begins in the middle of a round through the phases, the tokens that the round began with are
+        taken from the ring, so that all phases have as many rows; nobody asks what they see.
+        """
+        groups, m = self.phase_groups, q.shape[2]
+        first = 0 if ring is None else chunk.start % groups
+        keys, values = k, v
+        if ring is not None:
+            ring.note(k, v, chunk.start)
+        if ring is not None and first:
+            keys, values = joined(ring.round_before(chunk.start), (keys, values))
+        after = -(first + m) % groups  # causality hides the padding
+        if first or after:
+            q = F.pad(q, (0, 0, first, after))
+            keys, values = (F.pad(t, (0, 0, 0, after)) for t in (keys, values))
+        if groups > 1:
+            q, keys, values = (rearrange(t, "b h (r g) d -> b (h g) r d", g=groups) for t in (q, keys, values))
+        if ring is not None and chunk.start >= groups:
+            keys, values = joined(ring.rows_before(chunk.start), (keys, values))
+        out = attend_phase(q, keys, values, self.reach, self.use_flash_attn, self.use_xpos)
+        if groups > 1:
+            out = rearrange(out, "b (h g) r d -> b h (r g) d", g=groups)
+        return out[:, :, first : first + m]
 
-    # where the held rows are no whole number of rounds through the phases, which happens while a state is young, the
-    # queries that complete the round are taken one by one, and so are chunks of less than a round
-    alone = m if m < groups else -back % groups
-    outs = []
-    for query in range(alone):
-        own = back + query
-        phase = slice(own % groups, own + 1, groups)  # its own key, and those before it in steps of g
-        outs.append(attend_phase(q[..., query : query + 1, :], k[..., phase, :], v[..., phase, :], window, fused, xpos))
-    if alone < m:
-        outs.append(attend_folded(q[..., alone:, :], k, v, window, groups, fused, xpos))
-    return torch.cat(outs, dim=-2) if len(outs) > 1 else outs[0]
 
-
-def attend_folded(q: Tensor, k: Tensor, v: Tensor, window: int, groups: int, fused: bool | None, xpos: bool) -> Tensor:
-    """The same where r - m is a multiple of `groups`: the phases become part of the batch."""
-    b, m = q.shape[0], q.shape[-2]
-    q, k, v = (F.pad(t, (0, 0, 0, -m % groups)) for t in (q, k, v))  # causality hides the padding
-    q, k, v = (rearrange(t, "b h (r g) d -> (g b) h r d", g=groups) for t in (q, k, v))
-    out = attend_phase(q, k, v, window, fused, xpos)
-    return rearrange(out, "(g b) h r d -> b h (r g) d", b=b)[..., :m, :]
+def joined(held: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
+    """New keys and values (b, h, r, d) behind those that a ring held."""
+    return [torch.cat((before.to(after.dtype), after), dim=2) for before, after in zip(held, new, strict=True)]
 
 
 def attend_phase(q: Tensor, k: Tensor, v: Tensor, window: int, fused: bool | None, xpos: bool) -> Tensor:
@@ -182,20 +302,25 @@ def attend_local(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 def attend_scaled_blocks(q: Tensor, k: Tensor, v: Tensor, window: int, fused: bool | None) -> Tensor:
     """With the xPos scale: block by block, each with its first query as the reference, so that no scale overflows."""
-    m, d = q.shape[-2:]
+    m = q.shape[-2]
     back = k.shape[-2] - m
     outs = []
     for start in range(0, m, XPOS_BLOCK):
         stop = min(start + XPOS_BLOCK, m)
         low, high = max(start + back - window, 0), stop + back
         offset = torch.arange(low, high, device=q.device) - (start + back)
-        precise = torch.promote_types(q.dtype, torch.float32)
-        scale = xpos_scale(offset, d, precise)
-        queries = (q[..., start:stop, :] * scale[start + back - low :]).to(q.dtype)
-        keys = (k[..., low:high, :] / scale).to(k.dtype)
+        queries, keys = scaled(q[..., start:stop, :], k[..., low:high, :], offset[start + back - low :], offset)
         mask = band(stop - start, high - low, start + back - low, window, q.device)
         outs.append(scaled_dot_product(queries, keys, v[..., low:high, :], mask, False, fused))
     return torch.cat(outs, dim=-2)
+
+
+def scaled(q: Tensor, k: Tensor, query_offset: Tensor, key_offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys with the xPos scale, given how far after one reference each stands."""
+    precise = torch.promote_types(q.dtype, torch.float32)
+    queries = q * xpos_scale(query_offset, q.shape[-1], precise)
+    keys = k / xpos_scale(key_offset, k.shape[-1], precise)
+    return queries.to(q.dtype), keys.to(k.dtype)
 
 
 def scaled_dot_product(

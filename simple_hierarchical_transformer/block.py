@@ -6,18 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .attention import Attention, AttentionState
+from .attention import Attention, KeyValueRing
+from .chunk import StreamChunk
 from .config import StreamConfig
 from .feedforward import FeedForward
-from .state import StateNode, Tail
+from .state import Register, StateNode, StateSpec
 from .token_shift import TokenShift
 
 
 @dataclass
 class BlockState(StateNode):
-    shift: Tail | None
-    attention: AttentionState | None
-    ff_shift: Tail
+    shift: Register | None
+    attention: KeyValueRing | None
+    ff_shift: Register
 
 
 class Block(nn.Module):
@@ -25,7 +26,7 @@ class Block(nn.Module):
 
     def __init__(self, stream: StreamConfig, *, seq_len: int, use_flash_attn: bool | None, use_xpos: bool) -> None:
         super().__init__()
-        self.shift = TokenShift(stride=stream.stride, phase_groups=stream.phase_groups)
+        self.shift = TokenShift(stream.dim, stride=stream.stride, phase_groups=stream.phase_groups)
         self.attention = (
             None
             if stream.window_size == 0
@@ -42,19 +43,19 @@ class Block(nn.Module):
         )
         self.feedforward = FeedForward(stream.dim, stream.ff_dim)
 
-    def init_state(self, max_rewind: int) -> BlockState:
+    def init_state(self, spec: StateSpec) -> BlockState:
         attends = self.attention is not None
         return BlockState(
-            shift=self.shift.init_state(max_rewind) if attends else None,
-            attention=self.attention.init_state(max_rewind) if self.attention is not None else None,
-            ff_shift=self.shift.init_state(max_rewind),
+            shift=self.shift.init_state(spec) if attends else None,
+            attention=self.attention.init_state(spec) if self.attention is not None else None,
+            ff_shift=self.shift.init_state(spec),
         )
 
-    def forward(self, x: Tensor, state: BlockState | None = None) -> Tensor:
+    def forward(self, x: Tensor, chunk: StreamChunk, state: BlockState | None = None) -> Tensor:
         if x.shape[1] == 0:  # a strided stream emits nothing on most single steps
             return x
         shift, attention, ff_shift = (state.shift, state.attention, state.ff_shift) if state else (None, None, None)
         if self.attention is not None:
-            x = x + self.attention(self.shift(x, shift), attention)
+            x = x + self.attention(self.shift(x, shift), chunk, attention)
         out: Tensor = x + self.feedforward(self.shift(x, ff_shift))
         return out

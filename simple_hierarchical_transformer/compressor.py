@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .activation import squared_relu
-from .state import Tail, extend_padded
+from .state import Register, StateSpec, extend_padded
 
 
 class Compressor(nn.Module):
@@ -25,16 +25,17 @@ class Compressor(nn.Module):
         super().__init__()
         self.compress_factor = compress_factor
         self.stride = stride
+        self.dim_in = dim_in
         self.window = nn.Linear(compress_factor * dim_in, dim_out)  # the convolution, as a map of one window
         self.to_out = nn.Linear(dim_out, dim_out, bias=False)
 
-    def init_state(self, max_rewind: int) -> Tail:
-        return Tail(stride=1, keep=self.compress_factor - 1, spare=max_rewind)
+    def init_state(self, spec: StateSpec) -> Register:
+        return Register(spec, stride=1, keep=self.compress_factor - 1, dim=self.dim_in)
 
-    def forward(self, x: Tensor, state: Tail | None = None) -> Tensor:
+    def forward(self, x: Tensor, skip: int = 0, state: Register | None = None) -> Tensor:
+        """`skip` input tokens of `x` come before the first at which a stream token stands."""
         c, s = self.compress_factor, self.stride
-        position = 0 if state is None else state.count
-        rows = extend_padded(state, x, back=c - 1)[:, -position % s :]
+        rows = extend_padded(state, x, back=c - 1)[:, skip:]
         if rows.shape[1] < c:  # the next token isn't due in this chunk
             return x.new_zeros(x.shape[0], 0, self.to_out.out_features)
         d = rows.shape[2]
@@ -50,9 +51,9 @@ class Projection(nn.Module):
         super().__init__()
         self.map = nn.Identity() if dim_in == dim_out else nn.Linear(dim_in, dim_out, bias=False)
 
-    def init_state(self, max_rewind: int) -> None:
+    def init_state(self, spec: StateSpec) -> None:
         return None
 
-    def forward(self, x: Tensor, state: None = None) -> Tensor:
+    def forward(self, x: Tensor, skip: int = 0, state: None = None) -> Tensor:
         out: Tensor = self.map(x)
         return out

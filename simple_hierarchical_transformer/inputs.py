@@ -45,6 +45,9 @@ def check_vocabulary(ids: Tensor, num_tokens: int, ignore_index: int, *, name: s
     Raises:
         ValueError: naming the first other id and where it is.
     """
+    least, most = ids.aminmax()
+    if least >= 0 and most < num_tokens:  # two kernels less, for each token that is generated
+        return
     wrong = ((ids < 0) | (ids >= num_tokens)) & (ids != ignore_index)
     if wrong.any():
         row, column = wrong.nonzero()[0].tolist()
@@ -54,7 +57,7 @@ def check_vocabulary(ids: Tensor, num_tokens: int, ignore_index: int, *, name: s
         )
 
 
-def check_returns(config: ModelConfig, has_state: bool, **returns: bool) -> None:
+def check_returns(config: ModelConfig, has_state: bool, *, has_logits_to_keep: bool, **returns: bool) -> None:
     """A call returns one thing, and logits only where it has a state.
 
     Raises:
@@ -68,10 +71,29 @@ def check_returns(config: ModelConfig, has_state: bool, **returns: bool) -> None
         raise ValueError(
             f"{asked[0]}=True can't be combined with state, which is for decoding logits: call without a state"
         )
+    if asked and has_logits_to_keep:
+        raise ValueError(f"logits_to_keep has no effect with {asked[0]}=True, which returns no logits: leave it out")
     if returns["return_random_proj_quantize_ids"] and not config.prophet.use_quantized:
         raise ValueError(
             "return_random_proj_quantize_ids=True needs a model with prophet_loss_use_quantized=True, which this "
             "one has not: build it with that"
+        )
+
+
+def check_can_draft(config: ModelConfig) -> None:
+    """Drafts come from coarse tokens that have learnt to predict input tokens.
+
+    Raises:
+        ValueError: if the model has none.
+    """
+    if config.prophet.weight == 0 or config.prophet.use_quantized:
+        reason = (
+            "prophet_loss_weight is 0" if config.prophet.weight == 0
+            else "prophet_loss_use_quantized=True: codes, not tokens, are predicted"
+        )  # fmt: skip
+        raise ValueError(
+            f"speculative decoding drafts with the prophet heads of the coarse streams, which this model hasn't "
+            f"({reason}): build and train it with prophet_loss_weight=0.1, say, or leave speculative out"
         )
 
 
@@ -109,8 +131,8 @@ def check_state(
         raise ValueError("state was made by another model: make one with this model's init_state(batch_size)")
     for name, has, needs, when in (
         ("batch size", state.batch_size, ids.shape[0], ""),
-        ("dtype", state.dtype, dtype, ", after converting the model"),
-        ("device", state.device, device, ", after moving the model"),
+        ("dtype", state.spec.dtype, dtype, ", after converting the model"),
+        ("device", state.spec.device, device, ", after moving the model"),
     ):
         if has != needs:
             raise ValueError(

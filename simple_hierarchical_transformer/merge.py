@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .activation import squared_relu
+from .chunk import StreamChunk
 from .modules import module_list
 from .norm import rms_norm
-from .state import StateNode, Tail
+from .state import Register, StateNode, StateSpec
 
 
 class Hold(nn.Module):
@@ -29,33 +30,41 @@ class Hold(nn.Module):
     and from stride 1 to stride 4 every fourth token is taken.
     """
 
-    def __init__(self, source_stride: int, target_stride: int) -> None:
+    def __init__(self, source_stride: int, target_stride: int, dim: int) -> None:
         super().__init__()
         self.source_stride = source_stride
         self.target_stride = target_stride
+        self.dim = dim
 
-    def init_state(self, max_rewind: int) -> Tail | None:
+    def init_state(self, spec: StateSpec) -> Register | None:
         if self.source_stride <= self.target_stride:  # never repeated, so nothing to remember
             return None
-        return Tail(self.source_stride, keep=1, spare=-(-max_rewind // self.source_stride))
+        return Register(spec, stride=self.source_stride, keep=1, dim=self.dim)
 
-    def forward(self, source: Tensor, num_targets: int, position: int = 0, state: Tail | None = None) -> Tensor:
-        """`position` is the fine position at which the chunk starts, `num_targets` how many target tokens it has."""
+    def forward(
+        self, rows: Tensor | None, source: StreamChunk, target: StreamChunk, state: Register | None = None
+    ) -> Tensor:
+        """Of the `rows` of a chunk of the source, or None where it has none, for a chunk of the target."""
         s, t = self.source_stride, self.target_stride
-        first = -(-position // s)  # index of the first source token of this chunk
-        first_target = -(-position // t)
         if s <= t:
-            return source[:, first_target * (t // s) - first :: t // s][:, :num_targets]
-        rows = source if state is None else state.extend(source)
-        first -= rows.shape[1] - source.shape[1]
+            assert rows is not None
+            return rows[:, target.start * (t // s) - source.start :: t // s][:, : target.length]
+        first = source.start  # index of the first of the rows
+        if state is not None:
+            rows, first = (state.held if rows is None else state.extend(rows)), first - 1
+        assert rows is not None
+        low = target.start * t // s - first
+        high = (target.start + target.length - 1) * t // s - first
+        if low == high:  # all take the same
+            return rows[:, low : low + 1].expand(-1, target.length, -1)
         ratio = s // t
-        rows = rows.repeat_interleave(ratio, dim=1)
-        return rows[:, first_target - first * ratio :][:, :num_targets]
+        repeated = rows.repeat_interleave(ratio, dim=1)[:, target.start - first * ratio :]
+        return repeated[:, : target.length]
 
 
 @dataclass
 class MergeState(StateNode):
-    held: tuple[Tail | None, ...]
+    held: tuple[Register | None, ...]
 
 
 class Merge(nn.Module):
@@ -65,22 +74,25 @@ class Merge(nn.Module):
         super().__init__()
         dim = dims[target]
         self.target = target
-        self.target_stride = strides[target]
         self.projections = module_list(nn.Linear(d, 2 * dim, bias=False) for d in dims)
-        self.holds = module_list(Hold(stride, strides[target]) for stride in strides)
+        self.holds = module_list(Hold(stride, strides[target], 2 * dim) for stride in strides)
         self.bias = nn.Parameter(torch.zeros(2 * dim))
         self.to_out = nn.Linear(2 * dim, dim, bias=False)
 
-    def init_state(self, max_rewind: int) -> MergeState:
-        return MergeState(tuple(hold.init_state(max_rewind) for hold in self.holds))
+    def init_state(self, spec: StateSpec) -> MergeState:
+        return MergeState(tuple(hold.init_state(spec) for hold in self.holds))
 
     def forward(
-        self, normed: Sequence[Tensor], num_targets: int, position: int = 0, state: MergeState | None = None
+        self, normed: Sequence[Tensor | None], chunks: Sequence[StreamChunk], state: MergeState | None = None
     ) -> Tensor:
+        """`normed` holds None for a stream that has no token in its chunk: what it had last is still held."""
         held = state.held if state is not None else (None,) * len(normed)
         hidden: Tensor = self.bias
-        for tokens, project, hold, tail in zip(normed, self.projections, self.holds, held, strict=True):
-            hidden = hidden + hold(project(tokens), num_targets, position, tail)
+        for tokens, project, hold, chunk, register in zip(
+            normed, self.projections, self.holds, chunks, held, strict=True
+        ):
+            rows = None if tokens is None else project(tokens)
+            hidden = hidden + hold(rows, chunk, chunks[self.target], register)
         out: Tensor = self.to_out(squared_relu(hidden))
         return out
 
@@ -97,16 +109,17 @@ class LayerMerge(nn.Module):
         super().__init__()
         self.merges = module_list(Merge(dims, strides, target) for target in targets)
 
-    def init_state(self, max_rewind: int) -> LayerMergeState:
-        return LayerMergeState(tuple(merge.init_state(max_rewind) for merge in self.merges))
+    def init_state(self, spec: StateSpec) -> LayerMergeState:
+        return LayerMergeState(tuple(merge.init_state(spec) for merge in self.merges))
 
     def forward(
-        self, streams: Sequence[Tensor], position: int = 0, state: LayerMergeState | None = None
+        self, streams: Sequence[Tensor], chunks: Sequence[StreamChunk], state: LayerMergeState | None = None
     ) -> list[Tensor]:
-        normed = [rms_norm(tokens) for tokens in streams]
+        normed = [rms_norm(tokens) if tokens.shape[1] else None for tokens in streams]
         states = state.merges if state is not None else (None,) * len(self.merges)
         merged = list(streams)
         for merge, merge_state in zip(self.merges, states, strict=True):
-            tokens = streams[merge.target]
-            merged[merge.target] = tokens + merge(normed, tokens.shape[1], position, merge_state)
+            # a target without a token in this chunk has no source with a token that it would have to hold
+            if chunks[merge.target].length:
+                merged[merge.target] = streams[merge.target] + merge(normed, chunks, merge_state)
         return merged

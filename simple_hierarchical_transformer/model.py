@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from . import checkpoint, generation
 from .arguments import build_config
 from .block import Block, BlockState
+from .chunk import StreamChunk
 from .compressor import Compressor, Projection
 from .config import LatentLoss, ModelConfig
-from .inputs import check_ids, check_length, check_returns, check_state, check_vocabulary
+from .inputs import check_can_draft, check_ids, check_length, check_returns, check_state, check_vocabulary
 from .losses import Losses
 from .losses.objective import Objective
 from .merge import Hold, LayerMerge, LayerMergeState
 from .modules import module_list
 from .norm import rms_norm
-from .state import DecodingState, StateNode, Tail
-from .validation import whole
+from .state import DecodingState, Register, StateNode, StateSpec
+from .validation import flag, whole
 
 INIT_STD = 0.02  # of the embedding and the output head
 
@@ -38,9 +39,15 @@ class LayerState(StateNode):
 
 @dataclass
 class ModelState(StateNode):
-    compressors: tuple[Tail | None, ...]
+    compressors: tuple[Register | None, ...]
     layers: tuple[LayerState, ...]
-    holds: tuple[Tail | None, ...]
+    holds: tuple[Register | None, ...]
+    drafts: tuple[Register | None, ...]  # the last token of each stream that drafts, where that was asked for
+
+
+def last(hidden: Tensor, count: int | None) -> Tensor:
+    """The last `count` positions of hidden (b, n, d), or all."""
+    return hidden if count is None else hidden[:, -count:]
 
 
 class Layer(nn.Module):
@@ -55,20 +62,24 @@ class Layer(nn.Module):
         dims, strides = [s.dim for s in config.streams], [s.stride for s in config.streams]
         self.merge = LayerMerge(dims, strides, targets) if len(config.streams) > 1 else None
 
-    def init_state(self, max_rewind: int) -> LayerState:
+    def init_state(self, spec: StateSpec) -> LayerState:
         return LayerState(
-            blocks=tuple(block.init_state(max_rewind) for block in self.blocks),
-            merge=self.merge.init_state(max_rewind) if self.merge is not None else None,
+            blocks=tuple(block.init_state(spec) for block in self.blocks),
+            merge=self.merge.init_state(spec) if self.merge is not None else None,
         )
 
     def forward(
-        self, streams: Sequence[Tensor], position: int = 0, state: LayerState | None = None, merge: bool = True
+        self,
+        streams: Sequence[Tensor],
+        chunks: Sequence[StreamChunk],
+        state: LayerState | None = None,
+        merge: bool = True,
     ) -> list[Tensor]:
         states = state.blocks if state is not None else (None,) * len(self.blocks)
-        streams = [block(x, s) for block, x, s in zip(self.blocks, streams, states, strict=True)]
+        streams = [block(x, c, s) for block, x, c, s in zip(self.blocks, streams, chunks, states, strict=True)]
         if self.merge is None or not merge:
             return streams
-        merged: list[Tensor] = self.merge(streams, position, state.merge if state is not None else None)
+        merged: list[Tensor] = self.merge(streams, chunks, state.merge if state is not None else None)
         return merged
 
 
@@ -181,7 +192,7 @@ class HierarchicalTransformer(nn.Module):
         )
         predict_stride = config.predict_stream.stride
         self.holds = module_list(
-            Hold(s.stride, predict_stride) for s in (config.streams if config.predict_use_all else ())
+            Hold(s.stride, predict_stride, s.dim) for s in (config.streams if config.predict_use_all else ())
         )
         self.to_logits = nn.Linear(config.dim_head_input, config.num_tokens, bias=False)
         self.objective = Objective(config)
@@ -204,23 +215,33 @@ class HierarchicalTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.token_emb.weight.dtype
 
-    def init_state(self, batch_size: int, *, max_rewind: int = 16) -> DecodingState:
-        """An empty decoding state: nothing seen yet.
+    def init_state(self, batch_size: int, *, max_rewind: int = 16, drafts: bool = False) -> DecodingState:
+        """An empty decoding state: nothing seen yet. Its memory is allocated at once, for good.
 
         Args:
             batch_size: sequences that are decoded together.
-            max_rewind: how many tokens `state.rewind` can take back; the state holds as many more.
+            max_rewind: how many tokens `state.rewind` can take back; the state holds as many more. A chunk of at most
+                so many tokens is decoded without moving any key or value, so give at least 1 for single steps.
+            drafts: also hold what speculative decoding drafts from; needs a prophet loss.
 
         Raises:
-            TypeError, ValueError: unless batch_size is a positive and max_rewind a non-negative whole number.
+            TypeError, ValueError: unless batch_size is a positive and max_rewind a non-negative whole number, and for
+                `drafts` with a model that can't draft.
         """
         batch_size, max_rewind = whole("batch_size", batch_size, least=1), whole("max_rewind", max_rewind, least=0)
+        if flag("drafts", drafts):
+            check_can_draft(self.config)
+        spec = StateSpec(batch_size=batch_size, max_rewind=max_rewind, dtype=self.dtype, device=self.device)
         parts = ModelState(
-            compressors=tuple(compressor.init_state(max_rewind) for compressor in self.compressors),
-            layers=tuple(layer.init_state(max_rewind) for layer in self.layers),
-            holds=tuple(hold.init_state(max_rewind) for hold in self.holds),
+            compressors=tuple(compressor.init_state(spec) for compressor in self.compressors),
+            layers=tuple(layer.init_state(spec) for layer in self.layers),
+            holds=tuple(hold.init_state(spec) for hold in self.holds),
+            drafts=tuple(
+                Register(spec, stride=s.stride, keep=1, dim=s.dim) if drafts and s.is_coarse else None
+                for s in self.config.streams
+            ),
         )
-        return DecodingState(batch_size, self.dtype, self.device, max_rewind, self.config, parts)
+        return DecodingState(spec, self.config, parts)
 
     @overload
     def forward(self, ids: Tensor, return_loss: Literal[True]) -> tuple[Tensor, Losses]: ...
@@ -232,6 +253,8 @@ class HierarchicalTransformer(nn.Module):
         return_loss: Literal[False] = False,
         state: DecodingState | None = None,
         ablate_hierarchical_merge: bool = False,
+        *,
+        logits_to_keep: int | None = None,
     ) -> Tensor: ...
 
     @overload
@@ -244,6 +267,7 @@ class HierarchicalTransformer(nn.Module):
         return_hierarchical_token_embeds: bool = False,
         return_hierarchical_embeds: bool = False,
         return_random_proj_quantize_ids: bool = False,
+        logits_to_keep: int | None = None,
     ) -> Any: ...
 
     def forward(
@@ -255,6 +279,7 @@ class HierarchicalTransformer(nn.Module):
         return_hierarchical_token_embeds: bool = False,
         return_hierarchical_embeds: bool = False,
         return_random_proj_quantize_ids: bool = False,
+        logits_to_keep: int | None = None,
     ) -> Any:
         """Logits, or the loss, or what the streams hold.
 
@@ -266,6 +291,7 @@ class HierarchicalTransformer(nn.Module):
             return_hierarchical_token_embeds: return the tokens of each stream before the layers.
             return_hierarchical_embeds: return the tokens of each stream after the layers.
             return_random_proj_quantize_ids: return each stream's codes; needs prophet_loss_use_quantized.
+            logits_to_keep: compute the logits of the last so many positions only; of all by default.
 
         Returns:
             Logits (b, n, num_tokens); or `(loss, losses)`, see `Losses`; or a list with, for each stream, tokens
@@ -284,41 +310,66 @@ class HierarchicalTransformer(nn.Module):
             return_hierarchical_token_embeds=return_hierarchical_token_embeds,
             return_hierarchical_embeds=return_hierarchical_embeds,
             return_random_proj_quantize_ids=return_random_proj_quantize_ids,
+            has_logits_to_keep=logits_to_keep is not None,
         )
         check_length(ids, self.seq_len, return_loss, state is not None)
+        if logits_to_keep is not None:
+            whole("logits_to_keep, if not None,", logits_to_keep, least=1)
         if state is not None:
             check_state(state, self.config, ids, self.dtype, self.device, ablate_hierarchical_merge)
-        parts: ModelState | None = None
-        position = 0
-        if state is not None:  # advanced at the end only, so that a call that fails leaves it as it was
-            advanced = state.clone()
-            assert isinstance(advanced.parts, ModelState)
-            parts, position = advanced.parts, advanced.position
-        inputs = ids[:, :-1] if return_loss else ids
-        states = parts.compressors if parts else (None,) * len(self.compressors)
+        merge = not ablate_hierarchical_merge
+        if state is not None:
+            state.begin(ids.shape[1])
+            logits = self.decode(ids, state, self.chunks(state.position, ids.shape[1]), merge, logits_to_keep)
+            state.advance(ids.shape[1], ablate_hierarchical_merge)
+            return logits
 
+        inputs = ids[:, :-1] if return_loss else ids
+        chunks = self.chunks(0, inputs.shape[1])
         embedded = self._embed(inputs)
-        compressed = [rms_norm(compress(embedded, s)) for compress, s in zip(self.compressors, states, strict=True)]
+        compressed = self._compress(embedded, chunks)
         if return_hierarchical_token_embeds:
             return compressed
-
-        streams = compressed
-        for i, layer in enumerate(self.layers):
-            streams = layer(streams, position, parts.layers[i] if parts else None, not ablate_hierarchical_merge)
-        embeds = [rms_norm(x) for x in streams]
+        embeds = self._layers(compressed, chunks, merge=merge)
         if return_hierarchical_embeds:
             return embeds
-
         if return_random_proj_quantize_ids:
             return self.objective.codes(compressed, embeds)
-
-        hidden = self._head_input(embeds, position, parts)
+        hidden = self._head_input(embeds, chunks)
         if return_loss:
             return self.objective(ids, hidden, self.to_logits.weight, embedded, compressed, embeds)
-        logits = self.to_logits(hidden)
-        if state is not None:
-            state.advance(ids.shape[1], advanced.parts, ablate_hierarchical_merge)
+        return self.to_logits(last(hidden, logits_to_keep))
+
+    def decode(
+        self,
+        ids: Tensor,
+        state: DecodingState,
+        chunks: Sequence[StreamChunk],
+        merge: bool = True,
+        logits_to_keep: int | None = None,
+    ) -> Tensor:
+        """Logits (b, n, v) of a chunk of ids (b, n), noted in the state; what `forward` does between its checks.
+
+        A step that is captured or compiled calls it directly: it asks for no number from the device, and leaves to
+        the caller that the state takes over what its leaves have noted.
+        """
+        parts = state.parts
+        assert isinstance(parts, ModelState)
+        compressed = self._compress(self._embed(ids), chunks, parts)
+        embeds = self._layers(compressed, chunks, parts, merge=merge)
+        for register, tokens in zip(parts.drafts, embeds, strict=True):
+            if register is not None and tokens.shape[1]:
+                register.extend(tokens)
+        logits: Tensor = self.to_logits(last(self._head_input(embeds, chunks, parts), logits_to_keep))
         return logits
+
+    def chunks(self, position: int, length: int, at: Tensor | None = None) -> list[StreamChunk]:
+        """What a call on `length` input tokens from fine position `position` computes of each stream.
+
+        `at` (1,), where a captured step runs at many positions, is the actual one, and `position` stands for it.
+        """
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        return [StreamChunk.of(s, position, length, dtype, self.device, at) for s in self.config.streams]
 
     def _embed(self, ids: Tensor) -> Tensor:
         """(b, n) → (b, n, d_emb), of unit root mean square; zeros for padding."""
@@ -326,14 +377,37 @@ class HierarchicalTransformer(nn.Module):
         embedded = rms_norm(self.token_emb(ids.masked_fill(padding, 0)))
         return embedded.masked_fill(padding[..., None], 0)
 
-    def _head_input(self, embeds: Sequence[Tensor], position: int, parts: ModelState | None) -> Tensor:
+    def _compress(
+        self, embedded: Tensor, chunks: Sequence[StreamChunk], parts: ModelState | None = None
+    ) -> list[Tensor]:
+        """(b, n, d_emb) → the tokens (b, m, d) of each stream, of unit root mean square."""
+        states = parts.compressors if parts else (None,) * len(self.compressors)
+        compressed = [
+            compress(embedded, chunk.skip, state)
+            for compress, chunk, state in zip(self.compressors, chunks, states, strict=True)
+        ]
+        return [rms_norm(x) if x.shape[1] else x for x in compressed]
+
+    def _layers(
+        self, streams: list[Tensor], chunks: Sequence[StreamChunk], parts: ModelState | None = None, *, merge: bool
+    ) -> list[Tensor]:
+        """What each stream holds after the layers and its final norm."""
+        for i, layer in enumerate(self.layers):
+            streams = layer(streams, chunks, parts.layers[i] if parts else None, merge)
+        return [rms_norm(x) if x.shape[1] else x for x in streams]
+
+    def _head_input(
+        self, embeds: Sequence[Tensor], chunks: Sequence[StreamChunk], parts: ModelState | None = None
+    ) -> Tensor:
         """What the logits come from (b, n, d): the predict stream, or all streams side by side."""
-        predict = embeds[self.config.predict_index]
+        predict = self.config.predict_index
         if not self.config.predict_use_all:
-            return predict
+            return embeds[predict]
         states = parts.holds if parts else (None,) * len(self.holds)
-        length = predict.shape[1]
-        held = [hold(x, length, position, s) for hold, x, s in zip(self.holds, embeds, states, strict=True)]
+        held = [
+            hold(x if x.shape[1] else None, chunk, chunks[predict], state)
+            for hold, x, chunk, state in zip(self.holds, embeds, chunks, states, strict=True)
+        ]
         return torch.cat(held, dim=-1)
 
     @torch.no_grad()

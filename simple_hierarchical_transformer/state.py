@@ -1,128 +1,210 @@
 """What a decoding state is made of.
 
-A module that looks back keeps the last rows of what it has seen in a `Tail`, which it declares beside itself; the
-model's state mirrors the tree of modules and holds one fine position. Tensors of a state are never written to, only
-replaced: so `clone` copies no tensor, and a chunk that was taken back leaves no trace.
+A module that looks back keeps what it needs in a leaf, which it declares beside itself; the model's state mirrors the
+tree of modules and holds one fine position. All tensors are allocated when the state is made and keep their size and
+place: with finite windows a text can go on for ever.
+
+A call first computes, and its leaves note what is to be remembered; only when it has succeeded is that taken over, so
+that a call that fails leaves the state as it was.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .validation import whole
 
 
-@dataclass
-class Tail:
-    """The last rows of one stream of rows, with the rows along the second to last dimension.
+@dataclass(frozen=True, kw_only=True)
+class StateSpec:
+    """What the leaves of one state have in common."""
 
-    For example, a compressor of factor 4 has `stride=1, keep=3`; after five input tokens it holds the embeddings of
-    the tokens 2, 3 and 4, and `count` is 5. With `spare=2` it holds those of 0 … 4, and two may be taken back.
+    batch_size: int
+    max_rewind: int  # input tokens that `rewind` can take back
+    dtype: torch.dtype
+    device: torch.device
+
+    def spare(self, stride: int) -> int:
+        """How many tokens of a stream are due at most in `max_rewind` input tokens."""
+        return -(-self.max_rewind // stride)
+
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(self.batch_size, *shape, dtype=self.dtype, device=self.device)
+
+
+class Leaf:
+    """What one module remembers."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is remembered, by the name of its attribute."""
+        raise NotImplementedError
+
+    def noted(self) -> list[tuple[Tensor, Tensor]]:
+        """What the last call wants remembered: where it belongs, and what is to be copied there."""
+        raise NotImplementedError
+
+    def forget_noted(self) -> None:
+        raise NotImplementedError
+
+    def rewound(self, before: int, after: int) -> list[tuple[Tensor, Tensor]]:
+        """What is to be copied where, to go from `before` input tokens back to `after`."""
+        raise NotImplementedError
+
+    def clone(self) -> Leaf:
+        twin = copy.copy(self)
+        for name, tensor in self.tensors().items():
+            setattr(twin, name, tensor.clone())
+        twin.forget_noted()
+        return twin
+
+
+class Register(Leaf):
+    """The last rows of one stream of rows, in order, with zeros before the start of the text.
+
+    For example, a compressor of factor 4 keeps 3 rows of stride 1. After two input tokens, a and b, it holds 0 a b;
+    the next chunk, c d, is seen as 0 a b c d, and what stays is b c d.
 
     Args:
         stride: input tokens per row: row `j` stands at fine position `stride * j`.
-        keep: how many rows the module looks back on.
-        spare: how many rows more are held, so that `rewind` can take rows back.
+        keep: how many rows the module looks back on. `max_rewind` more are held before them, so that rows can be
+            taken back.
+        dim: width of a row.
     """
 
-    stride: int
-    keep: int
-    spare: int
-    count: int = 0  # rows seen so far, so the index of the next one
-    rows: Tensor | None = None  # (..., at most keep + spare, d)
+    def __init__(self, spec: StateSpec, *, stride: int, keep: int, dim: int) -> None:
+        self.stride = stride
+        self.keep = keep
+        self.rows = spec.zeros(spec.spare(stride) + keep, dim)
+        self.pending: Tensor | None = None
 
     def extend(self, new: Tensor) -> Tensor:
-        """Take in `new` rows (..., m, d); return them behind the rows, at most `keep`, that came before."""
-        held = new if self.rows is None else torch.cat((self.rows, new), dim=-2)
-        length = held.shape[-2]
-        seen = held[..., max(length - new.shape[-2] - self.keep, 0) :, :]
-        excess = max(length - self.keep - self.spare, 0)
-        rows = held[..., excess:, :].detach()
-        # a view would keep the whole chunk alive, and what it was cut from
-        self.rows = rows.clone() if excess or self.rows is None else rows
-        self.count += new.shape[-2]
-        return seen
-
-    def rewind(self, position: int) -> None:
-        """Go back to where `position` input tokens had been seen."""
-        count = -(-position // self.stride)
-        drop = self.count - count
-        if drop and self.rows is not None:
-            self.rows = self.rows[..., : self.rows.shape[-2] - drop, :]
-        self.count = count
+        """Note `new` rows (b, m, dim); return them behind the `keep` rows that came before."""
+        size = self.rows.shape[1]
+        held = torch.cat((self.rows.to(new.dtype), new), dim=1)
+        self.pending = held[:, held.shape[1] - size :].detach()
+        return held[:, size - self.keep :]
 
     @property
-    def nbytes(self) -> int:
-        return 0 if self.rows is None else self.rows.numel() * self.rows.element_size()
+    def held(self) -> Tensor:
+        """The last `keep` rows (b, keep, dim)."""
+        return self.rows[:, self.rows.shape[1] - self.keep :]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"rows": self.rows}
+
+    def noted(self) -> list[tuple[Tensor, Tensor]]:
+        return [] if self.pending is None else [(self.rows, self.pending)]
+
+    def forget_noted(self) -> None:
+        self.pending = None
+
+    def rewound(self, before: int, after: int) -> list[tuple[Tensor, Tensor]]:
+        drop = -(-before // self.stride) - -(-after // self.stride)
+        return [(self.rows, self.rows.roll(drop, dims=1))] if drop else []
 
 
-def extend_padded(state: Tail | None, new: Tensor, back: int) -> Tensor:
-    """`new` rows (..., m, d) behind exactly `back` rows: those of the state, and zeros before the start."""
-    seen = new if state is None else state.extend(new)
-    missing = back + new.shape[-2] - seen.shape[-2]
-    return F.pad(seen, (0, 0, missing, 0))
+def extend_padded(state: Register | None, new: Tensor, back: int) -> Tensor:
+    """`new` rows (b, m, d) behind exactly `back` rows: those of the state, or zeros before the start."""
+    if state is not None:
+        return state.extend(new)
+    return torch.nn.functional.pad(new, (0, 0, back, 0))
 
 
-def _tails(node: Any) -> Iterator[Tail]:
-    if isinstance(node, Tail):
+@dataclass
+class StateNode:
+    """A part of the decoding state that mirrors one module: leaves, nodes, tuples of them, and None."""
+
+
+def _leaves(node: Any) -> Iterator[Leaf]:
+    if isinstance(node, Leaf):
         yield node
-    elif isinstance(node, (tuple, list)):
+    elif isinstance(node, tuple):
         for child in node:
-            yield from _tails(child)
+            yield from _leaves(child)
     elif isinstance(node, StateNode):
         for entry in fields(node):
-            yield from _tails(getattr(node, entry.name))
+            yield from _leaves(getattr(node, entry.name))
 
 
 def _clone(node: Any) -> Any:
-    if isinstance(node, Tail):
-        return Tail(node.stride, node.keep, node.spare, node.count, node.rows)
-    if isinstance(node, (tuple, list)):
+    if isinstance(node, Leaf):
+        return node.clone()
+    if isinstance(node, tuple):
         return tuple(_clone(child) for child in node)
     if isinstance(node, StateNode):
         return type(node)(**{entry.name: _clone(getattr(node, entry.name)) for entry in fields(node)})
     return node
 
 
-@dataclass
-class StateNode:
-    """A part of the decoding state that mirrors one module."""
+def copy_all(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy every second tensor into the first beside it."""
+    if pairs:
+        with torch.no_grad():
+            torch._foreach_copy_([to for to, _ in pairs], [source for _, source in pairs])
 
 
-@dataclass
-class DecodingState(StateNode):
+class DecodingState:
     """All that a model remembers of the input tokens it has seen; made by `model.init_state(batch_size)`.
 
     `model(chunk, state=state)` advances it. No gradient flows through a state.
+
+    Attributes:
+        position: input tokens seen so far; the next one has this fine position.
+        batch_size: sequences that are decoded together.
+        max_rewind: how many tokens `rewind` can take back at most.
+        rewindable: how many it can take back now.
+        nbytes: bytes of all that is remembered. They are allocated at once, and stay as many.
     """
 
-    batch_size: int
-    dtype: torch.dtype
-    device: torch.device
-    max_rewind: int
-    model_key: object  # what the state was made for: states of other models are refused
-    parts: StateNode
-    position: int = 0  # fine position: input tokens seen so far
-    rewindable: int = 0  # how many tokens can be taken back now
-    ablated: bool = False  # whether the merges were left out
+    def __init__(self, spec: StateSpec, model_key: object, parts: StateNode) -> None:
+        self.spec = spec
+        self.model_key = model_key  # what the state was made for: states of other models are refused
+        self.parts = parts
+        self.leaves = tuple(_leaves(parts))
+        self.position = 0
+        self.rewindable = 0
+        self.ablated = False  # whether the merges were left out
 
-    def advance(self, length: int, parts: StateNode, ablated: bool) -> None:
-        """Take over what the modules remember after `length` tokens more."""
-        self.parts, self.ablated = parts, ablated
+    @property
+    def batch_size(self) -> int:
+        return self.spec.batch_size
+
+    @property
+    def max_rewind(self) -> int:
+        return self.spec.max_rewind
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for leaf in self.leaves for tensor in leaf.tensors().values())
+
+    def begin(self, length: int) -> None:
+        """Before a call on `length` tokens: it may overwrite what only `rewind` would have needed."""
+        self.rewindable = min(self.rewindable, max(self.max_rewind - length, 0))
+        for leaf in self.leaves:  # what a call that failed has left
+            leaf.forget_noted()
+
+    def take_over(self) -> None:
+        """Remember what the leaves have noted."""
+        copy_all([pair for leaf in self.leaves for pair in leaf.noted()])
+
+    def advance(self, length: int, ablated: bool) -> None:
+        """After a call on `length` tokens that has succeeded."""
+        self.take_over()
+        self.ablated = ablated
         self.position += length
         self.rewindable = min(self.rewindable + length, self.max_rewind)
 
     def clone(self) -> DecodingState:
         """An independent state at the same position: advancing or rewinding one leaves the other as it is."""
-        copy = _clone(self)
-        assert isinstance(copy, DecodingState)
-        return copy
+        twin = DecodingState(self.spec, self.model_key, _clone(self.parts))
+        twin.position, twin.rewindable, twin.ablated = self.position, self.rewindable, self.ablated
+        return twin
 
     def __deepcopy__(self, memo: object) -> DecodingState:
         return self.clone()
@@ -146,12 +228,7 @@ class DecodingState(StateNode):
                 f"{num_tokens}: make the state with init_state(…, max_rewind={num_tokens}), or clone it before the "
                 "tokens that may be refused"
             )
-        self.position -= num_tokens
+        after = self.position - num_tokens
+        copy_all([pair for leaf in self.leaves for pair in leaf.rewound(self.position, after)])
+        self.position = after
         self.rewindable -= num_tokens
-        for tail in _tails(self.parts):
-            tail.rewind(self.position)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all rows held now."""
-        return sum(tail.nbytes for tail in _tails(self.parts))

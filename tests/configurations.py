@@ -10,6 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from simple_hierarchical_transformer import HierarchicalTransformer
+from simple_hierarchical_transformer.attention import Attention
+from simple_hierarchical_transformer.chunk import StreamChunk
+from simple_hierarchical_transformer.rotary import rotary_table
 
 VOCABULARY = 11
 SLOW = os.environ.get("HYPOTHESIS_PROFILE") == "slow"
@@ -114,6 +117,12 @@ def build(arguments: dict[str, Any], *, seed: int = 0, dtype: torch.dtype = torc
 def random_ids(batch: int, length: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, VOCABULARY, (batch, length), generator=generator)
+
+
+def chunk_for(module: Attention, length: int, start: int = 0, dtype: torch.dtype = torch.float64) -> StreamChunk:
+    """The tokens `start … start + length - 1`, for an attention that stands alone."""
+    position = torch.arange(start, start + length) // module.phase_groups
+    return StreamChunk(start, length, 0, module.phase_groups, rotary_table(position, module.dim_head, dtype))
 
 
 SEEDS = st.integers(0, 2**31 - 1)

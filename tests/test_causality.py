@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simple_hierarchical_transformer import HierarchicalTransformer, attention, compressor
 from simple_hierarchical_transformer.compressor import Compressor
-from simple_hierarchical_transformer.state import Tail
+from simple_hierarchical_transformer.state import Register
 from simple_hierarchical_transformer.token_shift import TokenShift
 
 
@@ -62,12 +62,12 @@ def test_no_logit_depends_on_later_ids(data: st.DataObject, arguments: dict[str,
 # planted faults: each makes the model see the future in a way that has been seen in the wild
 
 
-def shift_off_by_one(self: TokenShift, x: Tensor, state: Tail | None = None) -> Tensor:
+def shift_off_by_one(self: TokenShift, x: Tensor, state: Register | None = None) -> Tensor:
     stay, shift = x.chunk(2, dim=-1)
     return torch.cat((stay, F.pad(shift, (0, 0, 0, self.phase_groups))[:, self.phase_groups :]), dim=-1)
 
 
-def no_left_pad(state: Tail | None, new: Tensor, back: int) -> Tensor:
+def no_left_pad(state: Register | None, new: Tensor, back: int) -> Tensor:
     return F.pad(new, (0, 0, 0, back))
 
 
@@ -77,7 +77,7 @@ def centred_window(q: Tensor, k: Tensor, v: Tensor, window: int, fused: bool | N
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def block_mean(self: Compressor, x: Tensor, state: Tail | None = None) -> Tensor:
+def block_mean(self: Compressor, x: Tensor, skip: int = 0, state: Register | None = None) -> Tensor:
     c, s = self.compress_factor, self.stride
     length = -(-x.shape[1] // s)
     blocks = F.pad(x, (0, 0, 0, c + s)).unfold(1, c, s)[:, :length]

@@ -86,20 +86,21 @@ def test_a_compiled_model_is_the_same_function(quantized: bool) -> None:
 
 
 def test_rotary_positions_stay_exact_whatever_the_type_of_the_model() -> None:
-    """In bfloat16, position 40,001 is 39,936: computed there, far tokens would lose their order."""
+    """In bfloat16, position 40,001 is 39,936: computed there, far tokens would lose their order.
+
+    The window reaches less far than the text, so what a state holds at its start doesn't count in the end.
+    """
     model = build(
         ARGUMENTS | {"hierarchies": 1, "hierarchical_stride": 1, "window_sizes": 3, "dim": 8}, dtype=torch.float32
     )
     assert not list(model.buffers())
-    ids, far = random_ids(1, 12, seed=0), 40_001
+    ids, far = random_ids(1, 40, seed=0), 40_001
     half = copy.deepcopy(model).bfloat16()
     outputs = []
     for start in (0, far):
         state = half.init_state(1)
         state.position = start
-        for layer in state.parts.layers:
-            layer.blocks[0].attention.keys.count = layer.blocks[0].attention.values.count = start
-        outputs.append(torch.cat([half(chunk, state=state) for chunk in ids.split(4, dim=1)], dim=1).float())
+        outputs.append(torch.cat([half(chunk, state=state) for chunk in ids.split(4, dim=1)], dim=1)[:, 20:].float())
     assert (outputs[0] - outputs[1]).abs().max() < 0.05 * outputs[0].abs().max()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import slow_reference
 import torch
-from configurations import SEEDS, examples
+from configurations import SEEDS, chunk_for, examples
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from simple_hierarchical_transformer import attention as attention_module
 from simple_hierarchical_transformer.activation import squared_relu
 from simple_hierarchical_transformer.attention import Attention, attend_chunk_and_halo, attend_local, band
+from simple_hierarchical_transformer.chunk import StreamChunk
 from simple_hierarchical_transformer.compressor import Compressor
 from simple_hierarchical_transformer.merge import Merge
 from simple_hierarchical_transformer.norm import rms_norm
+from simple_hierarchical_transformer.state import StateSpec, copy_all
 from simple_hierarchical_transformer.token_shift import TokenShift
 
 
@@ -74,7 +76,7 @@ def test_attention_equals_its_definition(
     module = doubled(Attention(6, dim_head, heads, **options, use_flash_attn=use_flash_attn, use_xpos=use_xpos))
     x = torch.randn(2, length, 6, dtype=torch.float64, requires_grad=True)
     slow = lambda: slow_reference.attention(module, x)  # noqa: E731
-    assert_same_function(lambda: module(x), slow, x, *module.parameters())
+    assert_same_function(lambda: module(x, chunk_for(module, length)), slow, x, *module.parameters())
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 16, 40])
@@ -96,19 +98,16 @@ def test_long_windowed_attention_takes_the_path_with_a_halo(monkeypatch: pytest.
         monkeypatch.setattr(attention_module, name, lambda *args, o=original, n=name: taken.append(n) or o(*args))
     for fused in (None, True, False):
         module = Attention(8, 4, 2, stride=1, phase_groups=1, reach=5, use_flash_attn=fused, use_xpos=False)
-        module(torch.randn(1, 100, 8))
+        module(torch.randn(1, 100, 8), chunk_for(module, 100, dtype=torch.float32))
     assert taken == ["attend_chunk_and_halo", "attend_chunk_and_halo", "attend_local"]
 
 
 def test_xpos_stays_finite_and_exact_over_a_long_full_window() -> None:
     """Scales of far tokens underflow to the zero that they are, and never overflow."""
     torch.manual_seed(0)
-    module = Attention(4, 4, 1, stride=1, phase_groups=1, reach=60_000, use_flash_attn=None, use_xpos=True)
     q, k, v = (torch.randn(1, 1, n, 4) for n in (3, 60_000, 60_000))
-    out = attention_module.attend(q, k, v, window=module.reach, groups=1, fused=None, xpos=True)
-    double = attention_module.attend(
-        q.double(), k.double(), v.double(), window=module.reach, groups=1, fused=None, xpos=True
-    )
+    out = attention_module.attend_phase(q, k, v, 60_000, None, True)
+    double = attention_module.attend_phase(q.double(), k.double(), v.double(), 60_000, None, True)
     assert out.isfinite().all()
     assert (out - double).abs().max() < 1e-5
 
@@ -135,14 +134,14 @@ def test_compressor_equals_its_definition(factor: int, stride: int, length: int,
 @given(groups=st.sampled_from([1, 2, 4, 8]), length=st.integers(1, 40), seed=SEEDS)
 def test_token_shift_equals_its_definition(groups: int, length: int, seed: int) -> None:
     torch.manual_seed(seed)
-    module = TokenShift(stride=1, phase_groups=groups)
+    module = TokenShift(6, stride=1, phase_groups=groups)
     x = torch.randn(2, length, 6, dtype=torch.float64, requires_grad=True)
     assert_same_function(lambda: module(x), lambda: slow_reference.token_shift(x, groups), x)
 
 
 def test_token_shift_of_two_phases() -> None:
     x = torch.tensor([[[10.0, 1.0], [20.0, 2.0], [30.0, 3.0], [40.0, 4.0]]])
-    shifted = TokenShift(stride=1, phase_groups=2)(x)
+    shifted = TokenShift(2, stride=1, phase_groups=2)(x)
     assert shifted.tolist() == [[[10, 0], [20, 0], [30, 1], [40, 2]]]
 
 
@@ -163,8 +162,9 @@ def test_merge_equals_one_map_of_all_streams_side_by_side(
         torch.randn(2, -(-length // s), d, dtype=torch.float64, requires_grad=True)
         for s, d in zip(strides, dims, strict=True)
     ]
+    chunks = [StreamChunk(0, x.shape[1]) for x in streams]
     assert_same_function(
-        lambda: module(streams, streams[module.target].shape[1]),
+        lambda: module(streams, chunks),
         lambda: slow_reference.merge(module, streams, strides),
         *streams,
         *module.parameters(),
@@ -209,7 +209,9 @@ def test_a_long_chunk_after_a_short_one_takes_linear_memory(monkeypatch: pytest.
 
     monkeypatch.setattr(attention_module, "scaled_dot_product", remember)
     module = Attention(8, 4, 2, stride=1, phase_groups=4, reach=5, use_flash_attn=None, use_xpos=False)
-    state = module.init_state(0)
-    module(torch.randn(1, 1, 8), state)
-    module(torch.randn(1, 4000, 8), state)
+    spec = StateSpec(batch_size=1, max_rewind=0, dtype=torch.float32, device=torch.device("cpu"))
+    state = module.init_state(spec)
+    for start, length in ((0, 1), (1, 4000)):
+        module(torch.randn(1, length, 8), chunk_for(module, length, start, torch.float32), state)
+        copy_all(state.noted())
     assert sum(masks) < 4000 * 100

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simple_hierarchical_transformer import DecodingState, HierarchicalTransformer, merge
-from simple_hierarchical_transformer.state import Tail
+from simple_hierarchical_transformer.state import Register, StateSpec, copy_all
 
 
 def decode(
@@ -20,20 +20,24 @@ def decode(
 ) -> Tensor:
     """Logits of `ids`, fed in chunks of drawn lengths, with detours that are cloned away from or taken back."""
     batch, length = ids.shape
-    state = state or model.init_state(batch)
+    # what may be taken back also says which chunks are written in place, and where rings come round
+    rewind = data.draw(st.sampled_from([0, 1, 5, 16, 40]), label="max_rewind")
+    state = state or model.init_state(batch, max_rewind=rewind)
     outputs: list[Tensor] = []
     position = 0
     while position < length:
         detour = data.draw(st.sampled_from(["none", "none", "clone", "rewind"]), label="detour")
-        if detour != "none":
-            noise = random_ids(batch, data.draw(st.integers(1, 9), label="detour length"), position)
+        longest = 9 if detour == "clone" else min(state.max_rewind, 9)
+        if detour != "none" and longest:
+            noise = random_ids(batch, data.draw(st.integers(1, longest), label="detour length"), position)
             if detour == "clone":
                 model(noise, state=state.clone())
             else:
                 model(noise, state=state)
                 state.rewind(noise.shape[1])
         chunk = data.draw(st.one_of(st.just(1), st.integers(1, 40)), label="chunk")
-        outputs.append(model(ids[:, position : position + chunk], state=state))
+        with torch.set_grad_enabled(data.draw(st.booleans(), label="gradients")):  # which join, and never overwrite
+            outputs.append(model(ids[:, position : position + chunk], state=state).detach())
         position += chunk
     assert state.position == length
     return torch.cat(outputs, dim=1)
@@ -86,20 +90,14 @@ def test_positions_past_one_hundred_thousand_keep_their_precision_in_float32() -
     for use_xpos in (False, True):
         model = build(arguments | {"use_xpos": use_xpos}, dtype=torch.float32)
         ids = random_ids(1, 40, seed=2)
-        near, far = model.init_state(1), model.init_state(1)
+        logits = []
         with torch.no_grad():
-            model(ids, state=far)
-            far.position += 2**20
-            for layer in far.parts.layers:
-                for tail in (layer.blocks[0].attention.keys, layer.blocks[0].attention.values):
-                    tail.count, tail.rows = tail.count + 2**20, None
-            far_logits = [model(chunk, state=far) for chunk in ids.split(3, dim=1)]
-            model(ids, state=near)
-            for layer in near.parts.layers:
-                for tail in (layer.blocks[0].attention.keys, layer.blocks[0].attention.values):
-                    tail.rows = None
-            near_logits = [model(chunk, state=near) for chunk in ids.split(3, dim=1)]
-        difference = (torch.cat(far_logits, dim=1) - torch.cat(near_logits, dim=1)).abs().max()
+            for start in (0, 2**20):
+                state = model.init_state(1)
+                state.position = start
+                model(ids, state=state)  # more than two layers of this window see, so what was before doesn't count
+                logits.append(torch.cat([model(chunk, state=state) for chunk in ids.split(3, dim=1)], dim=1))
+        difference = (logits[0] - logits[1]).abs().max()
         assert difference < 1e-4, f"use_xpos={use_xpos}: {difference}"
 
 
@@ -111,9 +109,9 @@ def test_a_planted_fault_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     model, ids = build(arguments), random_ids(1, 20, seed=3)
 
-    def forgetful(self: merge.Hold, source: Tensor, num_targets: int, position: int = 0, state: Any = None) -> Tensor:
-        held = hold(self, source, num_targets, position, state)
-        return held if source.shape[1] else torch.zeros_like(held)
+    def forgetful(self: merge.Hold, rows: Tensor | None, *others: Any) -> Tensor:
+        held = hold(self, rows, *others)
+        return torch.zeros_like(held) if rows is None else held
 
     def difference() -> float:
         state = model.init_state(1)
@@ -158,8 +156,9 @@ def test_state_holds_what_the_design_says_and_no_more() -> None:
 
 
 def test_rewinding_trims_each_stream_to_the_tokens_that_were_due() -> None:
-    tail = Tail(stride=4, keep=2, spare=2)
-    tail.extend(torch.arange(3.0)[None, :, None])  # at fine positions 0, 4 and 8
-    tail.rewind(8)  # only the positions 0 … 7 have been seen
-    assert tail.count == 2
-    assert tail.extend(torch.tensor([[[9.0]]])).flatten().tolist() == [0, 1, 9]
+    spec = StateSpec(batch_size=1, max_rewind=8, dtype=torch.float32, device=torch.device("cpu"))
+    register = Register(spec, stride=4, keep=2, dim=1)
+    register.extend(torch.arange(1.0, 4.0)[None, :, None])  # at fine positions 0, 4 and 8
+    copy_all(register.noted())
+    copy_all(register.rewound(9, 8))  # only the positions 0 … 7 have been seen
+    assert register.extend(torch.tensor([[[9.0]]])).flatten().tolist() == [1, 2, 9]
