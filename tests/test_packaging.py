@@ -24,9 +24,21 @@ FILES = sorted(FOLDER.rglob("*.py"))
 # A module imports from its own layer and from those above it in this list, never from one below.
 # `NAME` itself stands for the public names, in `__init__.py`.
 LAYERS = (
-    ("activation", "arguments", "config", "inputs", "modules", "norm", "rotary", "sampling", "state", "validation"),
+    (
+        "activation",
+        "arguments",
+        "chunk",
+        "config",
+        "inputs",
+        "modules",
+        "norm",
+        "rotary",
+        "sampling",
+        "state",
+        "validation",
+    ),
     ("attention", "compressor", "feedforward", "token_shift"),
-    ("block", "checkpoint", "generation", "losses", "merge"),
+    ("block", "checkpoint", "checks", "generation", "losses", "merge"),
     ("model",),
     (NAME,),
     ("training",),
