@@ -1,61 +1,269 @@
-"""Generate text with a decoding state; knows a protocol, not the model's class."""
+"""What a model offers for writing text: `generate` and `stream`."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .sampling import keep_top, sample
+from .inputs import check_can_draft, check_state
+from .prompts import read_prompts
+from .sampling import Sampling
+from .speculation import SpeculativeRun
 from .state import DecodingState
-from .validation import number, whole
+from .stepping import CompiledSteps, EagerSteps, GraphedSteps, PlainRun, Stepper, block_size, cycle_of
+from .validation import flag, shown, whole
+from .writing import Decoder, Request, Run
+
+BACKENDS: dict[str, Callable[..., Stepper]] = {
+    "eager": EagerSteps, "compile": CompiledSteps, "cuda_graphs": GraphedSteps,
+}  # fmt: skip
 
 
-class Decoder(Protocol):
-    """Maps chunks of ids (b, n) to logits (b, n, v), and remembers in a state."""
+class GenerationMixin:
+    """Text from any `Decoder`."""
 
-    @property
-    def seq_len(self) -> int: ...
+    def generate(
+        self: Decoder,
+        prompt: Tensor | Sequence[Tensor],
+        seq_len: int,
+        temperature: float = 1.0,
+        filter_thres: float | None = None,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        state: DecodingState | None = None,
+        prefill_chunk: int | None = None,
+        speculative: bool = False,
+        backend: str = "auto",
+        ablate_hierarchical_merge: bool = False,
+        return_logprobs: bool = False,
+        return_state: bool = False,
+        return_acceptance_length: bool = False,
+    ) -> Any:
+        """Continue each prompt by `seq_len` tokens; returns the new ones (b, n).
 
-    def init_state(self, batch_size: int, *, max_rewind: int = ...) -> DecodingState: ...
+        Each row gets exactly what it would get alone, whatever the lengths of the prompts. Prompt and text may be
+        longer than the model's own `seq_len`: a full window then reaches over the last so many input tokens.
 
-    def __call__(
-        self, ids: Tensor, *, state: DecodingState | None = ..., ablate_hierarchical_merge: bool = ...
-    ) -> Tensor: ...
+        What a token is chosen by, in this order: `repetition_penalty`, `temperature`, then `filter_thres` or `top_k`,
+        `top_p`, `min_p`, each acting on what the one before has left. Where none of the filters is given,
+        `filter_thres` is 0.9.
+
+        Args:
+            prompt: token ids (b, t) of any integer type, or a list of rows (t,) of different lengths.
+            seq_len: how many tokens to generate in each row.
+            temperature: above 0; lower is closer to the most likely token, 0 always takes it.
+            filter_thres: keep only the most likely `1 - filter_thres` of the vocabulary, at least one token.
+            top_k: keep the `k` most likely tokens.
+            top_p: keep the fewest of the likeliest tokens whose probability reaches `p` (arXiv 1904.09751).
+            min_p: keep the tokens at least `min_p` times as likely as the likeliest (arXiv 2407.01082).
+            repetition_penalty: above 1 makes tokens of prompt and text less likely (arXiv 1909.05858).
+            eos_token_id: a row ends behind this token, or any of several; what follows is `ignore_index`, and once
+                all rows have ended, generation does.
+            generator: source of random numbers, on the model's device; the default one otherwise.
+            prompt_lens: how many ids of each row of `prompt` count (b,); what is behind them is ignored.
+            state: of `init_state`: prompts continue what it has seen, and it is advanced. In the end it has seen all
+                but the last token of the text.
+            prefill_chunk: take prompts in by so many tokens at once, to bound memory; `seq_len` of the model
+                otherwise.
+            speculative: let coarse streams draft and one forward verify several tokens. The text is distributed as
+                without, and greedy text is the same. For one prompt, and a model trained with a prophet loss.
+            backend: how single tokens are computed: "eager"; "compile", by `torch.compile`, which compiles one step
+                for each phase first; "cuda_graphs", several tokens per launch; "auto": graphs on CUDA for texts that
+                are worth it, else eager.
+            ablate_hierarchical_merge: leave the merges out.
+            return_logprobs: also return the log-probability of each new token (b, n) in the model's own distribution,
+                in nats, before temperature and filters; 0 behind the end of a row.
+            return_state: also return the state.
+            return_acceptance_length: also return how many tokens a verifying forward gave on average.
+
+        Returns:
+            Tokens (b, n), int64; n is `seq_len`, or less where all rows have ended before. With any of the `return_…`
+            a tuple of them and what was asked for, in the order above.
+
+        Raises:
+            TypeError, ValueError: for an argument that isn't allowed, or that contradicts another; and where the
+                model's logits aren't finite.
+        """
+        for name, value in (("return_logprobs", return_logprobs), ("return_state", return_state)):
+            flag(name, value)
+        if flag("return_acceptance_length", return_acceptance_length) and not speculative:
+            raise ValueError("return_acceptance_length=True has no effect without speculative=True: set that, too")
+        sampling = Sampling(
+            temperature=temperature, filter_thres=filter_thres, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty,
+        )  # fmt: skip
+        run = start(
+            self, prompt, seq_len, sampling, eos_token_id=eos_token_id, generator=generator, prompt_lens=prompt_lens,
+            state=state, prefill_chunk=prefill_chunk, speculative=speculative, backend=backend,
+            ablate=ablate_hierarchical_merge, logprobs=return_logprobs,
+        )  # fmt: skip
+        if return_state and run.request.prompts.is_ragged:
+            raise ValueError(
+                "return_state=True needs prompts of one length, since a state stands at one position for all rows: "
+                "generate from each prompt alone, or leave return_state out"
+            )
+        with torch.no_grad():
+            for _ in run:
+                pass
+            tokens, logprobs = run.result()
+        extras: list[Any] = [logprobs] if return_logprobs else []
+        extras += [run.state] if return_state else []
+        extras += [run.acceptance_length] if isinstance(run, SpeculativeRun) and return_acceptance_length else []
+        return (tokens, *extras) if extras else tokens
+
+    def stream(
+        self: Decoder,
+        prompt: Tensor | Sequence[Tensor],
+        seq_len: int,
+        temperature: float = 1.0,
+        filter_thres: float | None = None,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        state: DecodingState | None = None,
+        prefill_chunk: int | None = None,
+        speculative: bool = False,
+        backend: str = "auto",
+        ablate_hierarchical_merge: bool = False,
+    ) -> Iterator[Tensor]:
+        """The new tokens of `generate`, one (b,) after the other, as soon as all rows have theirs.
+
+        `torch.stack(list(model.stream(…)), dim=1)` is what `generate` returns for the same arguments and the same
+        state of the generator. A text that is broken off costs nothing more.
+
+        Raises:
+            TypeError, ValueError: as `generate`; for arguments at once, before the first token is asked for.
+        """
+        sampling = Sampling(
+            temperature=temperature, filter_thres=filter_thres, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty,
+        )  # fmt: skip
+        run = start(
+            self, prompt, seq_len, sampling, eos_token_id=eos_token_id, generator=generator, prompt_lens=prompt_lens,
+            state=state, prefill_chunk=prefill_chunk, speculative=speculative, backend=backend,
+            ablate=ablate_hierarchical_merge, logprobs=False,
+        )  # fmt: skip
+        return tokens_of(run)
 
 
-def generate(
+@torch.no_grad()
+def tokens_of(run: Run) -> Iterator[Tensor]:
+    given = 0
+    for available in run:
+        for index in range(given, available):
+            yield run.token(index)
+        given = max(given, available)
+    yield from run.result()[0][:, given:].unbind(dim=1)  # what ended before the longest prompt was taken in
+
+
+def start(
     model: Decoder,
-    prompt: Tensor,
+    prompt: Tensor | Sequence[Tensor],
     length: int,
+    sampling: Sampling,
     *,
-    temperature: float,
-    filter_thres: float,
+    eos_token_id: int | Sequence[int] | None,
     generator: torch.Generator | None,
-    ablate_hierarchical_merge: bool,
-) -> Tensor:
-    """Continue `prompt` (b, t) by `length` tokens (b, length); see `HierarchicalTransformer.generate`."""
-    check_options(length, temperature, filter_thres)
-    state = model.init_state(prompt.shape[0], max_rewind=0)
-    for start in range(0, prompt.shape[1], model.seq_len):
-        chunk = prompt[:, start : start + model.seq_len]
-        logits = model(chunk, state=state, ablate_hierarchical_merge=ablate_hierarchical_merge)
-    tokens: list[Tensor] = []
-    while len(tokens) < length:
-        last = logits[:, -1]
-        # the most likely token stays the most likely one, and filtering may break ties another way
-        tokens.append(sample(keep_top(last, filter_thres) if temperature else last, temperature, generator))
-        if len(tokens) < length:  # the last token needs no successor
-            logits = model(tokens[-1][:, None], state=state, ablate_hierarchical_merge=ablate_hierarchical_merge)
-    return torch.stack(tokens, dim=1) if tokens else prompt[:, :0]
+    prompt_lens: Tensor | Sequence[int] | None,
+    state: DecodingState | None,
+    prefill_chunk: int | None,
+    speculative: bool,
+    backend: str,
+    ablate: bool,
+    logprobs: bool,
+) -> PlainRun | SpeculativeRun:
+    """Check what was asked for, and make ready to write."""
+    config = model.config
+    prompts = read_prompts(
+        prompt, prompt_lens, num_tokens=config.num_tokens, ignore_index=config.ignore_index, device=model.device
+    )
+    check_generator(generator, model.device)
+    request = Request(
+        prompts=prompts,
+        length=whole("seq_len (the number of tokens to generate)", length, least=0),
+        sampling=sampling,
+        ends=read_ends(eos_token_id, config.num_tokens),
+        generator=generator,
+        prefill_chunk=config.seq_len if prefill_chunk is None else whole("prefill_chunk", prefill_chunk, least=1),
+        ablate=flag("ablate_hierarchical_merge", ablate),
+        logprobs=logprobs,
+    )
+    if flag("speculative", speculative):
+        check_can_draft(config)
+        if len(prompts.lens) > 1:
+            raise ValueError(
+                f"speculative=True writes one text at a time, since rows would accept drafts of different lengths, got "
+                f"{len(prompts.lens)} prompts: generate from each alone, or leave speculative out"
+            )
+    backend = choose_backend(backend, model.device, speculative)
+    needed = rewind_needed(model, backend, speculative)
+    if state is None:
+        state = model.init_state(len(prompts.lens), max_rewind=max(needed, 1), drafts=speculative)
+    else:
+        check_state(state, config, prompts.ids, model.dtype, model.device, ablate)
+        if state.max_rewind < needed or (speculative and not state.spec.drafts):
+            wanted = f"max_rewind={needed}{', drafts=True' * speculative}"
+            has = f"max_rewind={state.max_rewind}, drafts={state.spec.drafts}"
+            raise ValueError(
+                f"state has {has}, but {'speculative=True' if speculative else f'backend={backend!r}'} needs {wanted}: "
+                f"make it with init_state({len(prompts.lens)}, {wanted})"
+            )
+    if speculative:
+        return SpeculativeRun(model, request, state)
+    return PlainRun(model, request, state, BACKENDS[backend])
 
 
-def check_options(length: int, temperature: float, filter_thres: float) -> None:
-    whole("seq_len (the number of tokens to generate)", length, least=0)
-    number("temperature (1: the model's own distribution, 0: always the most likely token)", temperature)
-    if number("filter_thres", filter_thres) > 1:
+def choose_backend(backend: str, device: torch.device, speculative: bool) -> str:
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {shown(backend)}: choose one of them")
+    if speculative and backend not in ("auto", "eager"):
         raise ValueError(
-            f"filter_thres must be from 0 to 1, got {filter_thres}: 0.9 keeps the most likely tenth of the "
-            "vocabulary, 0 all of it"
+            f"backend={backend!r} computes single tokens, but speculative=True verifies several at once: choose one, "
+            "and leave the other out"
         )
+    if backend == "cuda_graphs" and device.type != "cuda":
+        raise ValueError(f"backend='cuda_graphs' needs a CUDA device, but the model is on {device}: use model.cuda()")
+    if backend != "auto":
+        return backend
+    return "cuda_graphs" if device.type == "cuda" and not speculative else "eager"
+
+
+def rewind_needed(model: Decoder, backend: str, speculative: bool) -> int:
+    """How many tokens the state must be able to take back."""
+    if speculative:
+        return cycle_of(model) - 1  # the longest draft
+    if backend == "cuda_graphs":
+        return block_size(model)  # what a block has written behind the end of a text
+    return 1 if backend == "compile" else 0  # a token is then written in place
+
+
+def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {shown(generator)}: use torch.Generator()")
+    if generator.device.type != device.type:
+        raise ValueError(
+            f"generator is on {generator.device}, but the model is on {device}: use torch.Generator({device.type!r})"
+        )
+
+
+def read_ends(eos_token_id: int | Sequence[int] | None, num_tokens: int) -> tuple[int, ...]:
+    if eos_token_id is None:
+        return ()
+    ids = eos_token_id if isinstance(eos_token_id, (tuple, list)) else (eos_token_id,)
+    return tuple(whole("eos_token_id", token, least=0, most=num_tokens - 1) for token in ids)

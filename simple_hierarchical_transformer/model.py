@@ -13,12 +13,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, generation
+from . import checkpoint
 from .arguments import build_config
 from .block import Block, BlockState
 from .chunk import StreamChunk
 from .compressor import Compressor, Projection
 from .config import LatentLoss, ModelConfig
+from .generation import GenerationMixin
 from .inputs import check_can_draft, check_ids, check_length, check_returns, check_state, check_vocabulary
 from .losses import Losses
 from .losses.objective import Objective
@@ -83,7 +84,7 @@ class Layer(nn.Module):
         return merged
 
 
-class HierarchicalTransformer(nn.Module):
+class HierarchicalTransformer(GenerationMixin, nn.Module):
     """A causal language model of several streams of tokens, fine and coarse, merged in every layer.
 
     With one stream of factor 1, the default, it is a plain transformer. Arguments "per stream" take one value for
@@ -231,7 +232,9 @@ class HierarchicalTransformer(nn.Module):
         batch_size, max_rewind = whole("batch_size", batch_size, least=1), whole("max_rewind", max_rewind, least=0)
         if flag("drafts", drafts):
             check_can_draft(self.config)
-        spec = StateSpec(batch_size=batch_size, max_rewind=max_rewind, dtype=self.dtype, device=self.device)
+        spec = StateSpec(
+            batch_size=batch_size, max_rewind=max_rewind, dtype=self.dtype, device=self.device, drafts=drafts
+        )
         parts = ModelState(
             compressors=tuple(compressor.init_state(spec) for compressor in self.compressors),
             layers=tuple(layer.init_state(spec) for layer in self.layers),
@@ -410,43 +413,27 @@ class HierarchicalTransformer(nn.Module):
         ]
         return torch.cat(held, dim=-1)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompt: Tensor,
-        seq_len: int,
-        temperature: float = 1.0,
-        filter_thres: float = 0.9,
-        *,
-        generator: torch.Generator | None = None,
-        ablate_hierarchical_merge: bool = False,
-    ) -> Tensor:
-        """Continue each row of `prompt` (b, t) by `seq_len` tokens; returns the new ones (b, seq_len).
+    def draft(self, state: DecodingState) -> Tensor:
+        """What coarse tokens predict beyond the next input token: log-probabilities (b, k, v), k from 0 to c - 1.
 
-        Prompt and text may be longer than the model's own `seq_len`: full windows then reach over the last so many.
-
-        Args:
-            prompt: token ids of any integer type.
-            seq_len: how many tokens to generate.
-            temperature: above 0; lower is closer to the most likely token, 0 always takes it.
-            filter_thres: keep only the most likely `1 - filter_thres` of the vocabulary, at least one token.
-            generator: source of random numbers; the default one of the device otherwise.
-            ablate_hierarchical_merge: leave the merges out.
-
-        Raises:
-            TypeError, ValueError: for a prompt, length, temperature or threshold that isn't allowed.
+        Of the fine positions `state.position + 1 …`: what comes at `state.position` is known from the logits. Where
+        several streams reach a position, their probabilities are averaged. The state must hold drafts.
         """
-        prompt = check_ids(prompt, name="prompt")
-        check_vocabulary(prompt, self.num_tokens, self.config.ignore_index, name="prompt")
-        return generation.generate(
-            self,
-            prompt,
-            seq_len,
-            temperature=temperature,
-            filter_thres=filter_thres,
-            generator=generator,
-            ablate_hierarchical_merge=ablate_hierarchical_merge,
-        )
+        parts = state.parts
+        assert isinstance(parts, ModelState) and state.position > 0
+        predicted = []
+        for i, (stream, register) in enumerate(zip(self.config.streams, parts.drafts, strict=True)):
+            if register is not None:
+                # the last token stands at `position - 1 - passed`, and predicts the c positions after that
+                passed = (state.position - 1) % stream.stride
+                predicted.append(self.objective.predict_tokens(i, register.held)[:, passed + 1 :])
+        longest = max(vectors.shape[1] for vectors in predicted)
+        mixed = predicted[0].new_zeros(state.batch_size, longest, self.num_tokens, dtype=torch.float32)
+        count = mixed.new_zeros(longest, 1)
+        for vectors in predicted:
+            mixed[:, : vectors.shape[1]] += self.to_logits(vectors).float().softmax(dim=-1)
+            count[: vectors.shape[1]] += 1
+        return (mixed / count).log()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into `folder`; see `checkpoint.save_model`."""

@@ -29,6 +29,7 @@ class StateSpec:
     max_rewind: int  # input tokens that `rewind` can take back
     dtype: torch.dtype
     device: torch.device
+    drafts: bool = False  # whether what speculative decoding drafts from is held, too
 
     def spare(self, stride: int) -> int:
         """How many tokens of a stream are due at most in `max_rewind` input tokens."""
@@ -181,17 +182,25 @@ class DecodingState:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for leaf in self.leaves for tensor in leaf.tensors().values())
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def tensors(self) -> list[Tensor]:
+        """All that is remembered, in the place where it stays."""
+        return [tensor for leaf in self.leaves for tensor in leaf.tensors().values()]
 
     def begin(self, length: int) -> None:
         """Before a call on `length` tokens: it may overwrite what only `rewind` would have needed."""
         self.rewindable = min(self.rewindable, max(self.max_rewind - length, 0))
-        for leaf in self.leaves:  # what a call that failed has left
-            leaf.forget_noted()
+        self.forget_noted()  # what a call that failed has left
 
     def take_over(self) -> None:
         """Remember what the leaves have noted."""
         copy_all([pair for leaf in self.leaves for pair in leaf.noted()])
+        self.forget_noted()
+
+    def forget_noted(self) -> None:
+        for leaf in self.leaves:
+            leaf.forget_noted()
 
     def advance(self, length: int, ablated: bool) -> None:
         """After a call on `length` tokens that has succeeded."""

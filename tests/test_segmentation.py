@@ -68,18 +68,20 @@ def test_any_two_segmentations_agree_past_seq_len(data: st.DataObject, arguments
     assert difference.max() < 1e-10, f"differs first at {(difference >= 1e-10).nonzero()[0].item()}"
 
 
-def test_full_windows_reach_over_the_last_seq_len_input_tokens_of_a_longer_text() -> None:
-    arguments = {
-        "num_tokens": VOCABULARY, "dim": (8, 6), "depth": 2, "dim_head": 4, "heads": 2,
-        "hierarchies": (1, 4), "hierarchical_stride": (1, 2),
-    }  # fmt: skip
-    short = build(arguments | {"seq_len": 13, "window_sizes": (None, None)})
-    long = build(arguments | {"seq_len": 64, "window_sizes": ((13 - 1) // 1, (13 - 1) // 4)})
-    ids = random_ids(2, 64, seed=1)
-    state = short.init_state(2)
+@examples(quick=15, slow=150)
+@given(data=st.data(), arguments=model_arguments(), seed=SEEDS)
+def test_full_windows_reach_over_the_last_seq_len_input_tokens_of_a_longer_text(
+    data: st.DataObject, arguments: dict[str, Any], seed: int
+) -> None:
+    """The slow reference sees the whole text at once and masks what lies further back."""
+    short = build(arguments | {"seq_len": max(arguments["seq_len"], *arguments["hierarchies"]) + 1}, seed=seed)
+    reaches = tuple(s.reach(short.seq_len) if s.window_size is None else s.window_size for s in short.config.streams)
+    ids = random_ids(2, short.seq_len + data.draw(st.integers(1, 90), label="longer by"), seed)
+    long = build(arguments | {"seq_len": ids.shape[1], "window_sizes": reaches}, seed=seed)
     with torch.no_grad():
-        chunks = torch.cat([short(chunk, state=state) for chunk in ids.split(5, dim=1)], dim=1)
-        assert (chunks - long(ids)).abs().max() < 1e-10
+        whole = long(ids)
+        difference = (decode(short, ids, data) - whole).abs().amax(dim=(0, 2)) / whole.abs().max().clamp(min=1)
+    assert difference.max() < 1e-10, f"differs first at {(difference >= 1e-10).nonzero()[0].item()}"
 
 
 def test_positions_past_one_hundred_thousand_keep_their_precision_in_float32() -> None:

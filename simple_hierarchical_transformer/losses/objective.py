@@ -51,6 +51,15 @@ class Objective(nn.Module):
         tokens = embeds if self.config.prophet.quantized_use_embed else compressed
         return [quantize(x) for quantize, x in zip(self.quantizers, tokens, strict=True)]
 
+    def predict_tokens(self, stream: int, embeds: Tensor) -> Tensor:
+        """What the last token of a coarse stream's embeds (b, m, d) predicts, as the output head reads it.
+
+        Vectors (b, c, dim_head), of the c input tokens after the one at which it stands.
+        """
+        prophet = self.prophet[str(stream)]
+        assert isinstance(prophet, ProphetLoss)
+        return prophet.vectors(embeds[:, -1:])[:, 0]
+
     def forward(
         self,
         ids: Tensor,

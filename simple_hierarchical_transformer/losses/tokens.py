@@ -23,6 +23,11 @@ class TokensLoss(nn.Module):
         self.phase_groups = compress_factor // stride
         self.to_tokens = nn.Linear(dim, compress_factor * dim_head, bias=False)
 
+    def vectors(self, embeds: Tensor) -> Tensor:
+        """One vector for each of the c input tokens of each coarse token: (b, m, dim) → (b, m, c, dim_head)."""
+        vectors: Tensor = rearrange(self.to_tokens(embeds), "b m (c d) -> b m c d", c=self.compress_factor)
+        return vectors
+
     def ask(self, embeds: Tensor, first: int, ahead: int, ids: Tensor, valid: Tensor, output_weight: Tensor) -> Tensor:
         """Mean cross-entropy of the input tokens p-c+1+ahead … p+ahead that are in the text and valid.
 
@@ -33,7 +38,7 @@ class TokensLoss(nn.Module):
             output_weight: (vocabulary, dim_head)
         """
         c, n = self.compress_factor, ids.shape[1]
-        asked = rearrange(self.to_tokens(embeds[:, first :: self.phase_groups]), "b m (c d) -> b m c d", c=c)
+        asked = self.vectors(embeds[:, first :: self.phase_groups])
         end = (first * self.stride + ahead) + c * torch.arange(asked.shape[1], device=ids.device)
         positions = rearrange(end, "m -> m 1") + torch.arange(1 - c, 1, device=ids.device)
         inside = (positions >= 0) & (positions < n)
