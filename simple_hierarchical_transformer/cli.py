@@ -6,7 +6,8 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,12 +15,14 @@ from typing import Any, NoReturn
 import torch
 
 from . import HierarchicalTransformer, __version__
+from .generation import BACKENDS
 from .training.config import DEVICES, NEAR_WINDOW, ModelArguments, TrainConfig
 from .training.run_folder import MODEL_FOLDER
-from .training.text import check_byte_model, continue_text, printable
+from .training.text import TextStream, check_byte_model, prompt_ids
 
 COMMAND = "hierarchical-transformer"
 EXTRA = {"accelerate", "tqdm"}
+SAMPLING = ("temperature", "filter_thres", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class Parser(argparse.ArgumentParser):
@@ -102,18 +105,36 @@ def generate(options: dict[str, Any]) -> int:
     folder = find_model(options["model"])
     model = HierarchicalTransformer.from_pretrained(folder)
     check_byte_model(model.num_tokens, str(folder))
+    model = move(model, options["device"])
     # the shell hands over bytes that are no UTF-8 as lone surrogates
     prompt = options["prompt"].encode("utf-8", "surrogateescape")
-    written = continue_text(
-        move(model, options["device"]),
-        prompt,
+    tokens = model.stream(
+        prompt_ids(prompt, model.device),
         options["length"],
-        temperature=options["temperature"],
-        filter_thres=options["filter_thres"],
-        seed=options["seed"],
+        generator=torch.Generator(model.device).manual_seed(options["seed"]),
+        **{name: options[name] for name in SAMPLING},
+        speculative=options["speculative"],
+        backend=options["backend"],
     )
-    print(printable(prompt + written))
+    write(prompt, (bytes(token.tolist()) for token in tokens))
     return 0
+
+
+def write(prompt: bytes, pieces: Iterator[bytes]) -> None:
+    """Show a text as it comes, and then how fast it came."""
+    shown, count, start = TextStream(), 0, time.perf_counter()
+    first = start
+    sys.stdout.write(shown.feed(prompt))
+    sys.stdout.flush()
+    for piece in pieces:
+        first = time.perf_counter() if count == 0 else first
+        count += len(piece)
+        sys.stdout.write(shown.feed(piece))
+        sys.stdout.flush()
+    seconds = time.perf_counter() - start
+    print(shown.finish(), flush=True)
+    rate = f"{count / seconds:,.0f} bytes per second, the first after {first - start:.2f} s" if count else "nothing"
+    print(f"{count} bytes in {seconds:.2f} s: {rate}", file=sys.stderr)
 
 
 def move(model: HierarchicalTransformer, device: str) -> HierarchicalTransformer:
@@ -191,6 +212,7 @@ def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     add("--stride", "stride of each stream", type=int, dest="hierarchical_stride", **several)
     add("--window-sizes", "previous tokens that are attended to, or none for all of them", type=window, **several)
+    add("--prophet-loss-weight", "let coarse streams predict the next bytes, so that they can draft them", type=float)
 
 
 def add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -206,7 +228,17 @@ def add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--prompt", default="def ", help="text to continue")
     parser.add_argument("--length", type=length, default=300, help="bytes to write")
     parser.add_argument("--temperature", type=float, default=1.0, help="0: always the most likely byte")
-    parser.add_argument("--filter-thres", type=float, default=0.9, help="share of the unlikeliest bytes never written")
+    parser.add_argument(
+        "--filter-thres", type=float, help="share of the unlikeliest bytes never written; 0.9 without other filters"
+    )
+    parser.add_argument("--top-k", type=int, help="write one of the so many likeliest bytes")
+    parser.add_argument("--top-p", type=float, help="write one of the likeliest bytes that together reach this")
+    parser.add_argument("--min-p", type=float, help="write bytes at least so many times as likely as the likeliest")
+    parser.add_argument("--repetition-penalty", type=float, help="above 1: what stands in the text comes less")
+    parser.add_argument(
+        "--speculative", action="store_true", help="several bytes at a time, with a model trained with a prophet loss"
+    )
+    parser.add_argument("--backend", choices=["auto", *BACKENDS], default="auto", help="how single bytes are computed")
     parser.add_argument("--seed", type=length, default=0, help="seed of the choice")
     parser.add_argument("--device", default="auto", help="where to compute, such as cpu or cuda")
 

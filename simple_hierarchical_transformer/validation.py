@@ -30,11 +30,15 @@ def whole(name: str, value: Any, *, least: int, most: int = 2**63 - 1) -> int:
 def number(name: str, value: Any, *, positive: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {shown(value)}: give one such as 0.5")
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    try:
+        number = float(value)
+    except OverflowError:  # of a whole number that no float can hold
+        number = math.inf
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
         raise ValueError(
             f"{name} must be a finite number {'above' if positive else 'of at least'} 0, got {value}: raise or lower it"
         )
-    return float(value)
+    return number
 
 
 def flag(name: str, value: Any) -> bool:

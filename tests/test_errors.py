@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,68 @@ CALLS: list[tuple[Call, type[Exception], list[str]]] = [
     (lambda m: m.generate(IDS, 3, temperature=-1), ValueError, ["temperature", "1:", "0:", "at least 0", "got -1"]),
     (lambda m: m.generate(IDS, 3, filter_thres=1.5), ValueError, ["filter_thres", "0 to 1", "got 1.5", "tenth"]),
     (lambda m: m.generate(IDS, 3, filter_thres="a"), TypeError, ["filter_thres", "number", "'a'"]),
+    (lambda m: m.generate(IDS, 3, temperature=10**400), ValueError, ["temperature", "finite number", "lower it"]),
+    (lambda m: m.generate(IDS, 3, top_k=0), ValueError, ["top_k", "at least 1", "got 0"]),
+    (lambda m: m.generate(IDS, 3, top_p=0), ValueError, ["top_p", "above 0", "got 0"]),
+    (lambda m: m.generate(IDS, 3, top_p=1.5), ValueError, ["top_p", "at most 1", "got 1.5"]),
+    (lambda m: m.generate(IDS, 3, min_p=2), ValueError, ["min_p", "from 0 to 1", "got 2"]),
+    (lambda m: m.generate(IDS, 3, repetition_penalty=0), ValueError, ["repetition_penalty", "above 0", "got 0"]),
+    (
+        lambda m: m.generate(IDS, 3, filter_thres=0.9, top_p=0.9),
+        ValueError,
+        ["filter_thres must stand alone", "contradicts top_p=0.9", "leave"],
+    ),
+    (lambda m: m.generate([], 3), ValueError, ["prompt", "empty list", "at least one"]),
+    (lambda m: m.generate([IDS[0], IDS[0, :0]], 3), ValueError, ["prompt[1]", "empty"]),
+    (lambda m: m.generate([IDS], 3), ValueError, ["prompt[0]", "(length,)", "got (1, 4)", "list(prompt)"]),
+    (
+        lambda m: m.generate(["The"], 3),
+        TypeError,
+        ["prompt[0]", "tensor", "str", "torch.tensor([list(text.encode())])"],
+    ),
+    (lambda m: m.generate([IDS[0], IDS[0].float()], 3), TypeError, ["prompt[1]", "integer", "float32"]),
+    (lambda m: m.generate([IDS[0], IDS[0] + 6], 3), ValueError, ["prompt[1, 2] is 9", "0 to 8"]),
+    (lambda m: m.generate(IDS, 3, prompt_lens=[2, 2]), ValueError, ["prompt_lens", "2 lengths", "1 prompt", "each"]),
+    (lambda m: m.generate(IDS, 3, prompt_lens=[0]), ValueError, ["prompt_lens[0]", "at least 1", "got 0"]),
+    (lambda m: m.generate(IDS, 3, prompt_lens=[5]), ValueError, ["prompt_lens[0]", "at most 4", "got 5"]),
+    (lambda m: m.generate(IDS, 3, prompt_lens=3), TypeError, ["prompt_lens", "one length per prompt", "got 3"]),
+    (lambda m: m.generate(IDS, 3, prompt_lens=[2.5]), TypeError, ["prompt_lens[0]", "whole number", "2.5"]),
+    (lambda m: m.generate([IDS[0]], 3, prompt_lens=[2]), ValueError, ["prompt_lens", "list of prompts", "leave"]),
+    (lambda m: m.generate(IDS, 3, eos_token_id=9), ValueError, ["eos_token_id", "at most 8", "got 9"]),
+    (lambda m: m.generate(IDS, 3, eos_token_id="."), TypeError, ["eos_token_id", "whole number", "'.'"]),
+    (lambda m: m.generate(IDS, 3, prefill_chunk=0), ValueError, ["prefill_chunk", "at least 1", "got 0"]),
+    (lambda m: m.generate(IDS, 3, generator=7), TypeError, ["generator", "torch.Generator", "got 7"]),
+    (lambda m: m.generate(IDS, 3, backend="fast"), ValueError, ["backend", "auto", "eager", "compile", "got 'fast'"]),
+    (lambda m: m.generate(IDS, 3, backend="cuda_graphs"), ValueError, ["cuda_graphs", "CUDA", "cpu", "model.cuda()"]),
+    (lambda m: m.generate(IDS, 3, state=m.init_state(2)), ValueError, ["state", "batch size 2", "needs 1"]),
+    (
+        lambda m: m.generate(IDS, 3, state=m.init_state(1, max_rewind=0), backend="compile"),
+        ValueError,
+        ["state has max_rewind=0", "backend='compile' needs max_rewind=1", "init_state(1, max_rewind=1)"],
+    ),
+    (lambda m: m.generate(IDS, 3, return_logprobs=1), TypeError, ["return_logprobs", "True or False", "got 1"]),
+    (
+        lambda m: m.generate([*IDS.repeat(2, 1), IDS[0, :2]], 3, return_state=True),
+        ValueError,
+        ["return_state=True", "one length", "alone"],
+    ),
+    (
+        lambda m: m.generate(IDS, 3, return_acceptance_length=True),
+        ValueError,
+        ["return_acceptance_length=True", "no effect", "speculative=True"],
+    ),
+    (
+        lambda m: m.generate(IDS, 3, speculative=True),
+        ValueError,
+        ["prophet heads", "hasn't", "prophet_loss_weight is 0", "train it with prophet_loss_weight=0.1"],
+    ),
+    (lambda m: m.init_state(1, drafts=True), ValueError, ["prophet heads", "prophet_loss_weight is 0"]),
+    (lambda m: m(IDS, logits_to_keep=0), ValueError, ["logits_to_keep", "at least 1", "got 0"]),
+    (
+        lambda m: m(IDS, return_loss=True, logits_to_keep=1),
+        ValueError,
+        ["logits_to_keep", "no effect", "return_loss=True"],
+    ),
     (lambda m: m.save_pretrained(__file__), FileExistsError, ["is a file", "folder"]),
 ]
 
@@ -201,6 +264,34 @@ def test_a_call_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(error, match=says(words)):
         call(model)
+
+
+SPECULATIVE: list[tuple[Call, list[str]]] = [
+    (lambda m: m.generate(IDS.repeat(2, 1), 3), ["one text at a time", "2 prompts", "alone"]),
+    (lambda m: m.generate(IDS, 3, backend="compile"), ["backend='compile'", "single tokens", "choose one"]),
+    (
+        lambda m: m.generate(IDS, 3, state=m.init_state(1)),
+        ["max_rewind=16, drafts=False", "needs max_rewind=3, drafts=True", "init_state(1, max_rewind=3, drafts=True)"],
+    ),
+    (
+        lambda m: m.generate(IDS, 3, state=m.init_state(1, max_rewind=2, drafts=True)),
+        ["max_rewind=2, drafts=True", "needs max_rewind=3"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), SPECULATIVE, ids=lambda value: None)
+def test_speculation_that_makes_no_sense_is_refused(call: Call, words: list[str]) -> None:
+    model = HierarchicalTransformer(**SHAPE, **TWO, prophet_loss_weight=0.1)
+    model.generate = partial(model.generate, speculative=True)
+    with pytest.raises(ValueError, match=says(words)):
+        call(model)
+
+
+def test_a_model_that_predicts_codes_can_not_draft() -> None:
+    model = HierarchicalTransformer(**SHAPE, **TWO, prophet_loss_weight=0.1, prophet_loss_use_quantized=True)
+    with pytest.raises(ValueError, match=says(["prophet_loss_use_quantized=True: codes", "build and train"])):
+        model.generate(IDS, 3, speculative=True)
 
 
 def test_a_refused_call_leaves_the_state_as_it_was(model: HierarchicalTransformer) -> None:

@@ -31,6 +31,7 @@ class ModelArguments:
     hierarchies: int | Sequence[int] = (1, 8)
     hierarchical_stride: int | Sequence[int] = (1, 8)
     window_sizes: int | Sequence[int | None] | None = (NEAR_WINDOW, None)
+    prophet_loss_weight: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

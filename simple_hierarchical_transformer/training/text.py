@@ -6,6 +6,7 @@ import codecs
 import re
 
 import torch
+from torch import Tensor
 
 from ..model import HierarchicalTransformer
 from .config import NUM_BYTES
@@ -53,26 +54,21 @@ def _escape_controls(text: str) -> str:
     return CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
-def continue_text(
-    model: HierarchicalTransformer,
-    prompt: bytes,
-    length: int,
-    *,
-    temperature: float = 1.0,
-    filter_thres: float = 0.9,
-    seed: int = 0,
-) -> bytes:
-    """The `length` bytes that a byte model writes after a prompt of at least one byte.
+def prompt_ids(prompt: bytes, device: torch.device) -> Tensor:
+    """The ids (1, t) of a prompt of at least one byte, for a byte model.
 
     Raises:
         ValueError: the prompt is empty
     """
     if not prompt:
         raise ValueError("prompt is empty, but the model continues a text: give at least one character, such as ' '")
-    device = model.device
-    ids = torch.tensor([list(prompt)], dtype=torch.long, device=device)
-    generator = torch.Generator(device).manual_seed(seed)
-    new = model.generate(ids, length, temperature=temperature, filter_thres=filter_thres, generator=generator)
+    return torch.tensor([list(prompt)], dtype=torch.long, device=device)
+
+
+def continue_text(model: HierarchicalTransformer, prompt: bytes, length: int, *, seed: int = 0) -> bytes:
+    """The `length` bytes that a byte model writes after a prompt of at least one byte."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    new = model.generate(prompt_ids(prompt, model.device), length, generator=generator)
     return bytes(new[0].tolist())
 
 
