@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .attention import Attention, KeyValueRing
+from .attention import Attention
 from .chunk import StreamChunk
 from .config import StreamConfig
 from .feedforward import FeedForward
+from .ring import KeyValueRing
 from .state import Register, StateNode, StateSpec
 from .token_shift import TokenShift
 

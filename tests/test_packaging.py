@@ -32,6 +32,7 @@ LAYERS = (
         "inputs",
         "modules",
         "norm",
+        "ring",
         "rotary",
         "sampling",
         "state",

@@ -1,6 +1,6 @@
-"""The README is true: its code runs, its commands are what CI runs, its table is the constructor's signature.
+"""The README and the docs are true: code runs, the README's commands are what CI runs, its table is the signature.
 
-HTML comments in the README, which readers don't see, say how a block is tested:
+HTML comments in a page, which readers don't see, say how a block is tested:
 
     <!-- continues -->                runs in the namespace of the block before it
     <!-- shrink: {"20000": "200"} --> these texts are replaced first, so that the block is small enough for a test
@@ -23,13 +23,15 @@ from simple_hierarchical_transformer import HierarchicalTransformer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
+PAGES[Path("README.md")] = README
 
 BLOCK = re.compile(r"^(?P<comments>(?:<!-- [^\n]* -->\n)*)```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Block:
-    line: int  # of the README at which its code starts
+    line: int  # of the page at which its code starts
     code: str
     continues: bool
 
@@ -40,7 +42,7 @@ def read_blocks(text: str) -> list[Block]:
         code, comments = match["code"], match["comments"]
         for shrink in re.findall(r"<!-- shrink: (.*) -->", comments):
             for old, new in json.loads(shrink).items():
-                assert old in code, f"the README shrinks {old!r}, which its block doesn't hold:\n{code}"
+                assert old in code, f"a page shrinks {old!r}, which its block doesn't hold:\n{code}"
                 code = code.replace(old, new)
         if not torch.cuda.is_available():
             code = code.replace(".cuda()", "")
@@ -59,30 +61,33 @@ def group_chapters(blocks: list[Block]) -> list[list[Block]]:
     return chapters
 
 
-CHAPTERS = group_chapters(read_blocks(README))
+CHAPTERS = [(page, chapter) for page, text in PAGES.items() for chapter in group_chapters(read_blocks(text))]
 
 
 def test_every_python_block_is_found() -> None:
-    assert sum(len(chapter) for chapter in CHAPTERS) == README.count("```python") > 0
+    found = sum(len(chapter) for _, chapter in CHAPTERS)
+    assert found == sum(text.count("```python") for text in PAGES.values()) > README.count("```python") > 0
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: f"line {chapter[0].line}")
-def test_code_runs_offline(chapter: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("page", "chapter"), CHAPTERS, ids=lambda value: value.name if isinstance(value, Path) else f"line {value[0].line}"
+)
+def test_code_runs_offline(page: Path, chapter: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
-        raise AssertionError(f"code of the README opened a connection: {args}")
+        raise AssertionError(f"code of {page} opened a connection: {args}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        namespace: dict[str, object] = {"__name__": "readme"}
+        namespace: dict[str, object] = {"__name__": "page"}
         for block in chapter:
-            lines_before = "\n" * (block.line - 1)  # so that a traceback shows the README's line
-            exec(compile(lines_before + block.code, ROOT / "README.md", "exec"), namespace)
+            lines_before = "\n" * (block.line - 1)  # so that a traceback shows the line of the page
+            exec(compile(lines_before + block.code, ROOT / page, "exec"), namespace)
 
 
 def test_own_loop_is_under_twenty_lines() -> None:
-    loop = CHAPTERS[0][0].code
+    loop = read_blocks(README)[0].code
     assert "loss.backward()" in loop
     assert len([line for line in loop.splitlines() if line.strip()]) < 20
 
@@ -124,8 +129,9 @@ def test_forward_switches_are_named() -> None:
     assert named == set(switches)
 
 
-def test_files_it_links_to_exist() -> None:
-    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in target]
-    assert targets
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_files_it_links_to_exist(page: Path) -> None:
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", PAGES[page]) if "://" not in target]
     for target in targets:
-        assert (ROOT / target).is_file(), target
+        assert (ROOT / page.parent / target).is_file(), target
+    assert targets or page != Path("README.md")
