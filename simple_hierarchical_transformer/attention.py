@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .chunk import StreamChunk
+from .linear import Linear
 from .norm import rms_norm
 from .ring import KeyValueRing
 from .rotary import rotate, xpos_scale
@@ -59,8 +60,8 @@ class Attention(nn.Module):
         self.reach = reach
         self.use_flash_attn = use_flash_attn
         self.use_xpos = use_xpos
-        self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
-        self.to_out = nn.Linear(heads * dim_head, dim, bias=False)
+        self.to_qkv = Linear(dim, 3 * heads * dim_head, bias=False)
+        self.to_out = Linear(heads * dim_head, dim, bias=False)
 
     def init_state(self, spec: StateSpec) -> KeyValueRing | None:
         if self.reach == 0:

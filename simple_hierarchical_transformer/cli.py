@@ -126,15 +126,17 @@ def write(prompt: bytes, pieces: Iterator[bytes]) -> None:
     first = start
     sys.stdout.write(shown.feed(prompt))
     sys.stdout.flush()
-    for piece in pieces:
-        first = time.perf_counter() if count == 0 else first
-        count += len(piece)
-        sys.stdout.write(shown.feed(piece))
-        sys.stdout.flush()
-    seconds = time.perf_counter() - start
-    print(shown.finish(), flush=True)
-    rate = f"{count / seconds:,.0f} bytes per second, the first after {first - start:.2f} s" if count else "nothing"
-    print(f"{count} bytes in {seconds:.2f} s: {rate}", file=sys.stderr)
+    try:
+        for piece in pieces:
+            first = time.perf_counter() if count == 0 else first
+            count += len(piece)
+            sys.stdout.write(shown.feed(piece))
+            sys.stdout.flush()
+    finally:  # an interrupted text is as good as another
+        seconds = time.perf_counter() - start
+        print(shown.finish(), flush=True)
+        rate = f": {count / seconds:,.0f} bytes per second, the first after {first - start:.2f} s" if count else ""
+        print(f"{count} bytes in {seconds:.2f} s{rate}", file=sys.stderr)
 
 
 def move(model: HierarchicalTransformer, device: str) -> HierarchicalTransformer:

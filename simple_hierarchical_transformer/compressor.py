@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .activation import squared_relu
+from .linear import Linear
 from .state import Register, StateSpec, extend_padded
 
 
@@ -26,8 +27,8 @@ class Compressor(nn.Module):
         self.compress_factor = compress_factor
         self.stride = stride
         self.dim_in = dim_in
-        self.window = nn.Linear(compress_factor * dim_in, dim_out)  # the convolution, as a map of one window
-        self.to_out = nn.Linear(dim_out, dim_out, bias=False)
+        self.window = Linear(compress_factor * dim_in, dim_out)  # the convolution, as a map of one window
+        self.to_out = Linear(dim_out, dim_out, bias=False)
 
     def init_state(self, spec: StateSpec) -> Register:
         return Register(spec, stride=1, keep=self.compress_factor - 1, dim=self.dim_in)
@@ -49,7 +50,7 @@ class Projection(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        self.map = nn.Identity() if dim_in == dim_out else nn.Linear(dim_in, dim_out, bias=False)
+        self.map = nn.Identity() if dim_in == dim_out else Linear(dim_in, dim_out, bias=False)
 
     def init_state(self, spec: StateSpec) -> None:
         return None

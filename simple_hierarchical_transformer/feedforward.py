@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .activation import squared_relu
+from .linear import Linear
 from .norm import rms_norm
 
 
@@ -13,8 +14,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, dim_hidden: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(dim, dim_hidden, bias=False)
-        self.to_out = nn.Linear(dim_hidden, dim, bias=False)
+        self.expand = Linear(dim, dim_hidden, bias=False)
+        self.to_out = Linear(dim_hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.to_out(squared_relu(self.expand(rms_norm(x))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from .prompts import read_prompts
 from .sampling import Sampling
 from .speculation import SpeculativeRun
 from .state import DecodingState
-from .stepping import CompiledSteps, EagerSteps, GraphedSteps, PlainRun, Stepper, block_size, cycle_of
+from .stepping import LEAST_BLOCKS, CompiledSteps, EagerSteps, GraphedSteps, PlainRun, Stepper, block_size, cycle_of
 from .validation import flag, shown, whole
 from .writing import Decoder, Request, Run
 
@@ -65,13 +66,14 @@ class GenerationMixin:
             top_k: keep the `k` most likely tokens.
             top_p: keep the fewest of the likeliest tokens whose probability reaches `p` (arXiv 1904.09751).
             min_p: keep the tokens at least `min_p` times as likely as the likeliest (arXiv 2407.01082).
-            repetition_penalty: above 1 makes tokens of prompt and text less likely (arXiv 1909.05858).
+            repetition_penalty: above 1 makes tokens of prompt and text less likely (arXiv 1909.05858). What a given
+                `state` has seen before doesn't count.
             eos_token_id: a row ends behind this token, or any of several; what follows is `ignore_index`, and once
                 all rows have ended, generation does.
             generator: source of random numbers, on the model's device; the default one otherwise.
             prompt_lens: how many ids of each row of `prompt` count (b,); what is behind them is ignored.
             state: of `init_state`: prompts continue what it has seen, and it is advanced. In the end it has seen all
-                but the last token of the text.
+                but the last token of the text; after prompts of different lengths it is good for nothing.
             prefill_chunk: take prompts in by so many tokens at once, to bound memory; `seq_len` of the model
                 otherwise.
             speculative: let coarse streams draft and one forward verify several tokens. The text is distributed as
@@ -143,7 +145,8 @@ class GenerationMixin:
         """The new tokens of `generate`, one (b,) after the other, as soon as all rows have theirs.
 
         `torch.stack(list(model.stream(…)), dim=1)` is what `generate` returns for the same arguments and the same
-        state of the generator. A text that is broken off costs nothing more.
+        state of the generator. Where several tokens are computed at once (CUDA graphs, speculation) they come at
+        once, and a state that was given may be ahead of a text that is broken off. Memory is 8 bytes per row and token.
 
         Raises:
             TypeError, ValueError: as `generate`; for arguments at once, before the first token is asked for.
@@ -209,7 +212,7 @@ def start(
                 f"speculative=True writes one text at a time, since rows would accept drafts of different lengths, got "
                 f"{len(prompts.lens)} prompts: generate from each alone, or leave speculative out"
             )
-    backend = choose_backend(backend, model.device, speculative)
+    backend = choose_backend(backend, model, request, speculative, state)
     needed = rewind_needed(model, backend, speculative)
     if state is None:
         state = model.init_state(len(prompts.lens), max_rewind=max(needed, 1), drafts=speculative)
@@ -227,7 +230,9 @@ def start(
     return PlainRun(model, request, state, BACKENDS[backend])
 
 
-def choose_backend(backend: str, device: torch.device, speculative: bool) -> str:
+def choose_backend(
+    backend: str, model: Decoder, request: Request, speculative: bool, state: DecodingState | None
+) -> str:
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {shown(backend)}: choose one of them")
     if speculative and backend not in ("auto", "eager"):
@@ -235,17 +240,22 @@ def choose_backend(backend: str, device: torch.device, speculative: bool) -> str
             f"backend={backend!r} computes single tokens, but speculative=True verifies several at once: choose one, "
             "and leave the other out"
         )
-    if backend == "cuda_graphs" and device.type != "cuda":
-        raise ValueError(f"backend='cuda_graphs' needs a CUDA device, but the model is on {device}: use model.cuda()")
+    on_cuda = model.device.type == "cuda"
+    if backend == "cuda_graphs" and not on_cuda:
+        raise ValueError(
+            f"backend='cuda_graphs' needs a CUDA device, but the model is on {model.device}: use model.cuda()"
+        )
     if backend != "auto":
         return backend
-    return "cuda_graphs" if device.type == "cuda" and not speculative else "eager"
+    is_worth_it = request.columns >= LEAST_BLOCKS * block_size(model)
+    can_serve = state is None or state.max_rewind >= block_size(model)
+    return "cuda_graphs" if on_cuda and is_worth_it and can_serve and not speculative else "eager"
 
 
 def rewind_needed(model: Decoder, backend: str, speculative: bool) -> int:
     """How many tokens the state must be able to take back."""
     if speculative:
-        return cycle_of(model) - 1  # the longest draft
+        return cycle_of(model)  # the longest draft and the token before it, which are then written in place
     if backend == "cuda_graphs":
         return block_size(model)  # what a block has written behind the end of a text
     return 1 if backend == "compile" else 0  # a token is then written in place
@@ -256,9 +266,9 @@ def check_generator(generator: torch.Generator | None, device: torch.device) -> 
         return
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {shown(generator)}: use torch.Generator()")
-    if generator.device.type != device.type:
+    if generator.device.type != device.type or generator.device.index not in (None, device.index):
         raise ValueError(
-            f"generator is on {generator.device}, but the model is on {device}: use torch.Generator({device.type!r})"
+            f"generator is on {generator.device}, but the model is on {device}: use torch.Generator(model.device)"
         )
 
 
@@ -266,4 +276,9 @@ def read_ends(eos_token_id: int | Sequence[int] | None, num_tokens: int) -> tupl
     if eos_token_id is None:
         return ()
     ids = eos_token_id if isinstance(eos_token_id, (tuple, list)) else (eos_token_id,)
+    if not all(isinstance(token, Integral) for token in ids):
+        raise TypeError(
+            f"eos_token_id must be a token id, or a tuple or list of several, got {shown(eos_token_id)}: give ids from "
+            f"0 to {num_tokens - 1}"
+        )
     return tuple(whole("eos_token_id", token, least=0, most=num_tokens - 1) for token in ids)

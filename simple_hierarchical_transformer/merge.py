@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .activation import squared_relu
 from .chunk import StreamChunk
+from .linear import Linear
 from .modules import module_list
 from .norm import rms_norm
 from .state import Register, StateNode, StateSpec
@@ -74,10 +75,10 @@ class Merge(nn.Module):
         super().__init__()
         dim = dims[target]
         self.target = target
-        self.projections = module_list(nn.Linear(d, 2 * dim, bias=False) for d in dims)
+        self.projections = module_list(Linear(d, 2 * dim, bias=False) for d in dims)
         self.holds = module_list(Hold(stride, strides[target], 2 * dim) for stride in strides)
         self.bias = nn.Parameter(torch.zeros(2 * dim))
-        self.to_out = nn.Linear(2 * dim, dim, bias=False)
+        self.to_out = Linear(2 * dim, dim, bias=False)
 
     def init_state(self, spec: StateSpec) -> MergeState:
         return MergeState(tuple(hold.init_state(spec) for hold in self.holds))

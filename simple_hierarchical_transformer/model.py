@@ -21,6 +21,7 @@ from .compressor import Compressor, Projection
 from .config import LatentLoss, ModelConfig
 from .generation import GenerationMixin
 from .inputs import check_can_draft, check_ids, check_length, check_returns, check_state, check_vocabulary
+from .linear import Linear
 from .losses import Losses
 from .losses.objective import Objective
 from .merge import Hold, LayerMerge, LayerMergeState
@@ -195,7 +196,7 @@ class HierarchicalTransformer(GenerationMixin, nn.Module):
         self.holds = module_list(
             Hold(s.stride, predict_stride, s.dim) for s in (config.streams if config.predict_use_all else ())
         )
-        self.to_logits = nn.Linear(config.dim_head_input, config.num_tokens, bias=False)
+        self.to_logits = Linear(config.dim_head_input, config.num_tokens, bias=False)
         self.objective = Objective(config)
         self._init_weights()
 

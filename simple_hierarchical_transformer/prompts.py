@@ -70,6 +70,10 @@ def pad_rows(rows: Sequence[Tensor]) -> tuple[Tensor, tuple[int, ...]]:
                 "prompt.flatten() to make rows of it"
             )
         check_ids(row[None] if isinstance(row, Tensor) else row, name=name)
+        if row.device != rows[0].device:
+            raise ValueError(
+                f"{name} is on {row.device}, but prompt[0] on {rows[0].device}: bring all of them to model.device"
+            )
     padded = torch.nn.utils.rnn.pad_sequence([row.long() for row in rows], batch_first=True)
     return padded, tuple(len(row) for row in rows)
 

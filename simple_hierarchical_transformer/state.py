@@ -5,7 +5,7 @@ tree of modules and holds one fine position. All tensors are allocated when the 
 place: with finite windows a text can go on for ever.
 
 A call first computes, and its leaves note what is to be remembered; only when it has succeeded is that taken over, so
-that a call that fails leaves the state as it was.
+that a call that fails leaves the state where it was, and only less of it may be taken back.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class StateSpec:
         return -(-self.max_rewind // stride)
 
     def zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(self.batch_size, *shape, dtype=self.dtype, device=self.device)
+        with torch.inference_mode(False):  # what is made in it can't be changed outside of it
+            return torch.zeros(self.batch_size, *shape, dtype=self.dtype, device=self.device)
 
 
 class Leaf:
@@ -59,8 +60,9 @@ class Leaf:
 
     def clone(self) -> Leaf:
         twin = copy.copy(self)
-        for name, tensor in self.tensors().items():
-            setattr(twin, name, tensor.clone())
+        with torch.inference_mode(False):
+            for name, tensor in self.tensors().items():
+                setattr(twin, name, tensor.clone())
         twin.forget_noted()
         return twin
 

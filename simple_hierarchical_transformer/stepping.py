@@ -1,7 +1,7 @@
 """Writing token by token: one call after the other, by a compiled step, or by replaying CUDA graphs.
 
-All three run the same modules. A compiled or captured step runs at many positions, so it takes its position from a
-tensor, and one is made for each way in which streams can be due.
+All three run the same modules. A compiled step and a captured block run at many positions, so that they take their
+position from a tensor. Of steps, one is compiled for each way in which streams can be due; a block is a whole cycle.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .writing import Decoder, Request, Writer, prefill
 
 LEAST_BLOCK = 8  # tokens per replay of a CUDA graph
 LEAST_BLOCKS = 4  # replays that a capture must be worth
-RECOMPILE_LIMIT = 256  # a compiled step is one of several by design
+NO_LIMIT = {"recompile_limit": 2**30, "accumulated_recompile_limit": 2**30}  # one step of several, by design
 
 
 class Stepper(Protocol):
@@ -54,19 +54,22 @@ def cycle_of(model: Decoder) -> int:
     return max(stream.compress_factor for stream in model.config.streams)
 
 
-def standing_for(model: Decoder, position: int) -> int:
-    """The smallest position past the first cycle at which the same streams are due, in the same phases."""
-
-    def due(position: int) -> list[int]:
-        return [position % s.compress_factor if position % s.stride == 0 else -1 for s in model.config.streams]
-
-    cycle = cycle_of(model)
-    return next(p for p in range(cycle, 2 * cycle) if due(p) == due(position))
-
-
 def block_size(model: Decoder) -> int:
     """Tokens per replay of a CUDA graph: whole cycles."""
     return max(cycle_of(model), LEAST_BLOCK)
+
+
+def positions_standing_for(model: Decoder) -> list[int]:
+    """For each position of a cycle, the first past the first cycle at which the same streams are due, in phase."""
+
+    def due(position: int) -> tuple[int, ...]:
+        streams = model.config.streams
+        return tuple(position % s.compress_factor if position % s.stride == 0 else -1 for s in streams)
+
+    cycle, first = cycle_of(model), dict[tuple[int, ...], int]()
+    for position in range(cycle, 2 * cycle):
+        first.setdefault(due(position), position)
+    return [first[due(position)] for position in range(cycle)]
 
 
 class CompiledSteps:
@@ -76,14 +79,15 @@ class CompiledSteps:
         self.model = model
         self.writer = writer
         self.state = state
+        self.standing_for = positions_standing_for(model)
         self.step: Callable[..., Tensor] = torch.compile(one_step, fullgraph=True, dynamic=False)
 
     def advance(self, most: int) -> int:
         position, ablate = self.state.position, self.writer.request.ablate
         at = torch.tensor([position], device=self.writer.last.device)
-        chunks = self.model.chunks(standing_for(self.model, position), 1, at)
+        chunks = self.model.chunks(self.standing_for[position % len(self.standing_for)], 1, at)
         self.state.begin(1)
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+        with torch._dynamo.config.patch(NO_LIMIT):
             logits = self.step(self.model, self.writer.last, self.state, chunks, not ablate)
         self.state.advance(1, ablate)
         self.writer.choose(logits)
@@ -110,14 +114,18 @@ class GraphedSteps:
         if most < self.size or self.state.position % self.cycle:
             return self.eager.advance(most)
         if self.replay is None:
-            if most < LEAST_BLOCKS * self.size:
-                return self.eager.advance(most)
             self.replay = self.capture()
+        self.run(self.replay)
+        return self.size
+
+    def run(self, block: Callable[[], Any]) -> None:
         self.state.begin(self.size)
         self.position.fill_(self.state.position)
-        self.replay()
+        block()
         self.state.advance(self.size, self.writer.request.ablate)
-        return self.size
+
+    def tick(self) -> None:
+        self.position.add_(1)
 
     def block(self) -> None:
         """Feed and write `size` columns. All that changes from one block to the next lies in tensors."""
@@ -128,30 +136,42 @@ class GraphedSteps:
             self.position.add_(1)
 
     def capture(self) -> Callable[[], Any]:
-        """The block as a CUDA graph. Warming up writes and remembers, which is undone."""
-        generator = self.writer.request.generator
-        source = generator or torch.cuda.default_generators[self.position.device.index or 0]
-        tensors = [self.position, *self.writer.tensors(), *self.state.tensors()]
+        """The block as a CUDA graph. What is written and remembered to warm up is taken back."""
+        device, generator = self.position.device, self.writer.request.generator
+        source = generator or torch.cuda.default_generators[device.index]
+        tensors = self.writer.tensors()
         before, random = [tensor.clone() for tensor in tensors], source.get_state()
-        try:
+        autocast = torch.autocast(  # what its cache holds may be gone when the graph is replayed
+            "cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), cache_enabled=False
+        )
+        with torch.cuda.device(device), autocast:
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self.position.fill_(self.state.position)
-                self.block()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            if generator is not None:
-                graph.register_generator_state(generator)
-            with torch.cuda.graph(graph):
-                self.block()
-            return graph.replay
-        except RuntimeError as error:
-            warnings.warn(f"CUDA graphs can't capture this model's step, so it runs without: {error}", stacklevel=2)
-            return self.block
-        finally:
-            torch._foreach_copy_(tensors, before)
-            source.set_state(random)
+            try:
+                with torch.cuda.stream(stream):
+                    self.run(self.block)
+                    self.state.rewind(self.size)
+                torch._foreach_copy_(tensors, before)
+                # where capturing fails, the inner context may leave its stream the current one; the outer doesn't
+                with torch.cuda.stream(stream):
+                    return capture_graph(self.block, generator, stream).replay
+            except RuntimeError as error:
+                capture_graph(self.tick, generator, stream)  # so that the generator knows that the capture has ended
+                warnings.warn(f"CUDA graphs can't capture this model's step, so it runs without: {error}", stacklevel=2)
+                return self.block
+            finally:
+                torch.cuda.current_stream().wait_stream(stream)
+                torch._foreach_copy_(tensors, before)
+                source.set_state(random)
+
+
+def capture_graph(block: Callable[[], Any], generator: torch.Generator | None, stream: Any) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph, stream=stream):
+        block()
+    return graph
 
 
 class PlainRun:
@@ -176,9 +196,9 @@ class PlainRun:
             done = 1
         while done:
             writer.check_finite(first)
-            yield max(done - latest, 0)
             if done == request.columns or (request.ends and bool(writer.finished.all())):
                 break
+            yield max(done - latest, 0)
             done += self.stepper.advance(request.columns - done)
         if request.ends and not request.prompts.is_ragged:
             # a block may have gone on behind the end: in the end the state has seen all of the text but its last token

@@ -122,7 +122,8 @@ class Writer:
         if request.ends:
             token = token.masked_fill(self.finished, self.padding)
             own = self.column >= self.offsets
-            self.finished.logical_or_(torch.isin(token, self.ends) & own)
+            # `isin` may sort, for which a CUDA device has to be asked how much there is
+            self.finished.logical_or_((token[:, None] == self.ends).any(dim=1) & own)
             self.finished.logical_or_(self.column + 1 >= self.offsets + request.length)
         if self.seen is not None:
             self.seen.logical_or_(token[:, None] == self.vocabulary)

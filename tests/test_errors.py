@@ -220,7 +220,12 @@ CALLS: list[tuple[Call, type[Exception], list[str]]] = [
     (lambda m: m.generate(IDS, 3, prompt_lens=[2.5]), TypeError, ["prompt_lens[0]", "whole number", "2.5"]),
     (lambda m: m.generate([IDS[0]], 3, prompt_lens=[2]), ValueError, ["prompt_lens", "list of prompts", "leave"]),
     (lambda m: m.generate(IDS, 3, eos_token_id=9), ValueError, ["eos_token_id", "at most 8", "got 9"]),
-    (lambda m: m.generate(IDS, 3, eos_token_id="."), TypeError, ["eos_token_id", "whole number", "'.'"]),
+    (
+        lambda m: m.generate(IDS, 3, eos_token_id="."),
+        TypeError,
+        ["eos_token_id", "list of several", "0 to 8"],
+    ),
+    (lambda m: m.generate(IDS, 3, eos_token_id={2, 3}), TypeError, ["eos_token_id", "list of several", "got {2, 3}"]),
     (lambda m: m.generate(IDS, 3, prefill_chunk=0), ValueError, ["prefill_chunk", "at least 1", "got 0"]),
     (lambda m: m.generate(IDS, 3, generator=7), TypeError, ["generator", "torch.Generator", "got 7"]),
     (lambda m: m.generate(IDS, 3, backend="fast"), ValueError, ["backend", "auto", "eager", "compile", "got 'fast'"]),
@@ -271,11 +276,11 @@ SPECULATIVE: list[tuple[Call, list[str]]] = [
     (lambda m: m.generate(IDS, 3, backend="compile"), ["backend='compile'", "single tokens", "choose one"]),
     (
         lambda m: m.generate(IDS, 3, state=m.init_state(1)),
-        ["max_rewind=16, drafts=False", "needs max_rewind=3, drafts=True", "init_state(1, max_rewind=3, drafts=True)"],
+        ["max_rewind=16, drafts=False", "needs max_rewind=4, drafts=True", "init_state(1, max_rewind=4, drafts=True)"],
     ),
     (
         lambda m: m.generate(IDS, 3, state=m.init_state(1, max_rewind=2, drafts=True)),
-        ["max_rewind=2, drafts=True", "needs max_rewind=3"],
+        ["max_rewind=2, drafts=True", "needs max_rewind=4"],
     ),
 ]
 

@@ -272,15 +272,26 @@ def test_prompts_are_taken_in_by_chunks_and_only_their_last_logits_are_computed(
     assert calls == [(25, 1), (25, 1), (10, 1)]
 
 
-def test_memory_stays_the_same_to_the_byte() -> None:
+def test_a_state_is_allocated_once() -> None:
     model = build(THREE)
-    sizes = set()
-    for length in (0, 1, 30, 100, 500):
-        state = model.init_state(2)
-        if length:
-            model.generate(random_ids(2, 3, seed=0), length, state=state)
-        sizes.add(state.nbytes)
-    assert len(sizes) == 1
+    state = model.init_state(2)
+    places = [(tensor.data_ptr(), tensor.nbytes) for tensor in state.tensors()]
+    model.generate(random_ids(2, 3, seed=0), 300, state=state)
+    state.rewind(1)
+    model(random_ids(2, 100, seed=0), state=state)
+    assert [(tensor.data_ptr(), tensor.nbytes) for tensor in state.tensors()] == places
+    assert state.nbytes == sum(nbytes for _, nbytes in places)
+
+
+def test_a_state_made_in_inference_mode_goes_on_outside_of_it() -> None:
+    model, prompt = build(THREE), random_ids(1, 30, seed=0)
+    with torch.inference_mode():
+        state = model.init_state(1)
+        model(prompt, state=state)
+        fork = state.clone()
+    expected = model.generate(torch.cat((prompt, prompt), dim=1), 5, temperature=0)
+    for one in (state, fork):
+        assert torch.equal(model.generate(prompt, 5, temperature=0, state=one), expected)
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ LAYERS = (
         "chunk",
         "config",
         "inputs",
+        "linear",
         "modules",
         "norm",
         "ring",

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from simple_hierarchical_transformer import HierarchicalTransformer
 from simple_hierarchical_transformer import attention as attention_module
+from simple_hierarchical_transformer import linear as linear_module
 from simple_hierarchical_transformer.activation import squared_relu
 from simple_hierarchical_transformer.attention import Attention, attend_chunk_and_halo, attend_local, band
 from simple_hierarchical_transformer.chunk import StreamChunk
@@ -215,3 +217,42 @@ def test_a_long_chunk_after_a_short_one_takes_linear_memory(monkeypatch: pytest.
         module(torch.randn(1, length, 8), chunk_for(module, length, start, torch.float32), state)
         copy_all(state.noted())
     assert sum(masks) < 4000 * 100
+
+
+@examples(quick=25, slow=200)
+@given(rows=st.integers(1, 20), d=st.integers(1, 40), parts=st.integers(1, 5), bias=st.booleans(), seed=SEEDS)
+def test_a_linear_map_in_parts_is_the_same_function(rows: int, d: int, parts: int, bias: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    linear = nn.Linear(d, linear_module.PARTS * parts, bias=bias).double()
+    x = torch.randn(2, rows, d, dtype=torch.float64)
+    with torch.no_grad():
+        assert (linear_module.linear_in_parts(x, linear.weight, linear.bias) - linear(x)).abs().max() < 1e-12
+
+
+def test_few_rows_are_multiplied_in_parts_and_only_in_float32_on_cpus_without_gradients() -> None:
+    weight = torch.zeros(1024, 512)
+    with torch.no_grad():
+        takes = linear_module.is_faster_in_parts
+        assert all(takes(torch.zeros(1, rows, 512), weight) for rows in (1, 4, 8, 16))
+        assert not takes(torch.zeros(1, 17, 512), weight)
+        assert takes(torch.zeros(4, 1, 512), weight[:512]) and not takes(torch.zeros(5, 1, 512), weight[:512])
+        assert not takes(torch.zeros(1, 512), weight[:64]) and not takes(torch.zeros(1, 512), weight[:1023])
+        assert not takes(torch.zeros(1, 512).double(), weight.double())
+        assert not takes(torch.zeros(0, 512), weight)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not takes(torch.zeros(1, 512), weight)
+    assert not takes(torch.zeros(1, 512), weight)
+
+
+def test_single_steps_of_a_wide_model_equal_the_whole() -> None:
+    """Wide enough for products in parts, which smaller models never take."""
+    torch.manual_seed(0)
+    model = HierarchicalTransformer(
+        num_tokens=64, dim=(512, 256), depth=1, seq_len=32, hierarchies=(1, 4), hierarchical_stride=(1, 4)
+    )
+    ids = torch.randint(0, 64, (2, 20))
+    with torch.no_grad():
+        for chunk in (1, 7):
+            state = model.init_state(2)
+            steps = torch.cat([model(part, state=state) for part in ids.split(chunk, dim=1)], dim=1)
+            assert (steps - model(ids)).abs().max() < 1e-5

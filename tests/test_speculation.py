@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from configurations import SEEDS, SLOW, build, examples, random_ids, stream_arguments
+from configurations import SEEDS, SLOW, VOCABULARY, build, examples, random_ids, stream_arguments
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -164,6 +164,28 @@ def exceeded_once_in_a_thousand_seeds(freedom: int) -> float:
 def test_sampled_text_has_exactly_the_distribution_without_speculation(options: dict[str, Any]) -> None:
     statistic, freedom = chi_squared(Chain(), options, draws=100_000 if SLOW else 4_000)
     assert statistic < exceeded_once_in_a_thousand_seeds(freedom)
+
+
+def test_a_real_model_samples_as_it_would_without_speculation(trained: HierarchicalTransformer) -> None:
+    """With its own drafts, states and rewinding: the first tokens of many texts, against those of plain sampling."""
+    prompt, draws = torch.tensor([[1, 2, 3, 4, 5, 1, 7, 8]]), 4_000 if SLOW else 400
+    counts = torch.zeros(2, VOCABULARY * VOCABULARY)
+    state = trained.init_state(1, max_rewind=8, drafts=True)
+    with torch.no_grad():
+        trained(prompt[:, :-1], state=state)
+    for speculative in (0, 1):
+        generator = torch.Generator().manual_seed(speculative)
+        for _ in range(draws):
+            text = trained.generate(
+                prompt[:, -1:], 4, temperature=3.0, filter_thres=0.0, generator=generator,
+                speculative=bool(speculative), state=state.clone(),
+            )  # fmt: skip
+            counts[speculative, text[0, 1] * VOCABULARY + text[0, 2]] += 1
+    both = counts.sum(dim=0)
+    kept = both >= 10
+    table = torch.cat((counts[:, kept], counts[:, ~kept].sum(dim=1, keepdim=True)), dim=1)
+    statistic = float(((table[0] - table[1]).square() / table.sum(dim=0).clamp(min=1)).sum())
+    assert statistic < exceeded_once_in_a_thousand_seeds(int((table.sum(dim=0) > 0).sum()) - 1)
 
 
 def always_accept(self: SpeculativeRun, logits: Tensor, drafted: Tensor, proposal: Tensor) -> list[int]:

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from simple_hierarchical_transformer import HierarchicalTransformer, generation
-from simple_hierarchical_transformer.stepping import CompiledSteps, EagerSteps, GraphedSteps, standing_for
+from simple_hierarchical_transformer.stepping import (
+    CompiledSteps,
+    EagerSteps,
+    GraphedSteps,
+    positions_standing_for,
+)
 
 THREE: dict[str, Any] = {
     "num_tokens": 11, "dim": (8, 4, 6), "depth": 2, "dim_head": 4, "heads": 2, "seq_len": 64,
@@ -97,11 +102,27 @@ def test_a_state_after_an_end_in_the_middle_of_a_block_stands_at_the_end(monkeyp
 
 
 def test_one_position_stands_for_all_of_its_phase() -> None:
-    model = HierarchicalTransformer(**THREE)
     # the third stream is due at 16, the second at every other position, in two phases
-    assert [standing_for(model, position) for position in range(32, 40)] == [16, 17, 18, 17, 20, 17, 18, 17]
-    plain = HierarchicalTransformer(num_tokens=11, dim=8, depth=1)
-    assert {standing_for(plain, position) for position in range(50)} == {1}
+    expected = [16, 17, 18, 17, 20, 17, 18, 17, 20, 17, 18, 17, 20, 17, 18, 17]
+    assert positions_standing_for(HierarchicalTransformer(**THREE)) == expected
+    assert positions_standing_for(HierarchicalTransformer(num_tokens=11, dim=8, depth=1)) == [1]
+
+
+def test_a_stream_of_blocks_ends_where_its_text_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a block had written behind the end was streamed, and the state stood there."""
+    monkeypatch.setitem(generation.BACKENDS, "compile", RepeatedSteps)
+    model, prompt = build(THREE), random_ids(1, 5, seed=0)
+    whole = model.generate(prompt, 150, temperature=0)
+    for end in {int(token) for token in whole[0]}:
+        expected = model.generate(prompt, 150, temperature=0, eos_token_id=end)
+        state = model.init_state(1)
+        streamed = []
+        for token in model.stream(prompt, 150, temperature=0, eos_token_id=end, state=state, backend="compile"):
+            streamed.append(int(token))
+            if streamed[-1] == end:
+                break
+        assert [streamed] == expected.tolist()
+        assert state.position == 5 + len(streamed) - 1
 
 
 @pytest.mark.slow
@@ -115,18 +136,34 @@ def test_a_compiled_step_gives_the_same_text_and_compiles_nothing_after_its_warm
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_CUDA)])
-def test_cuda_graphs_give_the_text_of_single_steps(device: str) -> None:
-    model, prompt = build(THREE).to(device), random_ids(2, 5, seed=0).to(device)
-    for options in ({"temperature": 0}, {"temperature": 0, "eos_token_id": 3, "repetition_penalty": 1.5}, {"top_k": 5}):
-        texts = [
-            model.generate(prompt, 150, **options, backend=backend, generator=torch.Generator(device).manual_seed(3))
-            for backend in ("eager", "cuda_graphs")
-        ]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0},
+        {"temperature": 0, "eos_token_id": [3], "repetition_penalty": 1.5},
+        {"temperature": 0, "eos_token_id": [*range(9), 10]},  # so many that `isin` would sort
+        {"top_k": 5},
+        {"top_p": 0.9, "min_p": 0.01},
+    ],
+    ids=str,
+)
+def test_cuda_graphs_give_the_text_of_single_steps(device: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    model = build(THREE, dtype=torch.float32).to(device, dtype)
+    prompts = [random_ids(1, length, seed=length)[0].to(device) for length in (5, 9, 30)]
+    for rows in (prompts, prompts[:1]):
+        texts = []
+        for backend in ("eager", "cuda_graphs"):
+            generator = torch.Generator(device).manual_seed(3)
+            texts.append(model.generate(rows, 150, **options, backend=backend, generator=generator))
         assert torch.equal(*texts)
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_CUDA)])
-def test_what_can_not_be_captured_runs_without_and_says_so(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("given", [False, True])
+def test_what_can_not_be_captured_runs_without_and_says_so(
+    device: str, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, prompt = build(THREE).to(device), random_ids(2, 5, seed=0).to(device)
     block = GraphedSteps.block
 
@@ -135,9 +172,24 @@ def test_what_can_not_be_captured_runs_without_and_says_so(device: str, monkeypa
         self.position.item()
 
     monkeypatch.setattr(GraphedSteps, "block", waiting)
-    expected = model.generate(prompt, 150, temperature=0, backend="eager")
-    with pytest.warns(UserWarning, match="can't capture"):
-        assert torch.equal(model.generate(prompt, 150, temperature=0, backend="cuda_graphs"), expected)
+    texts = []
+    for backend in ("eager", "cuda_graphs", "eager"):  # and random numbers can be drawn afterwards
+        torch.manual_seed(3)
+        generator = torch.Generator(device).manual_seed(3) if given else None
+        options: dict[str, Any] = {"top_k": 5, "backend": backend, "generator": generator}
+        if backend == "eager":
+            texts.append(model.generate(prompt, 150, **options))
+        else:
+            with pytest.warns(UserWarning, match="can't capture"):
+                texts.append(model.generate(prompt, 150, **options))
+    assert torch.equal(texts[0], texts[1]) and torch.equal(texts[0], texts[2])
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_CUDA)])
+def test_a_state_that_graphs_can_not_use_is_decoded_without(device: str) -> None:
+    model, prompt = build(THREE).to(device), random_ids(2, 5, seed=0).to(device)
+    expected = model.generate(prompt, 150, temperature=0)
+    assert torch.equal(model.generate(prompt, 150, temperature=0, state=model.init_state(2, max_rewind=1)), expected)
 
 
 def test_every_backend_is_one_of_these() -> None:

@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..linear import Linear
 from .cross_entropy import linear_cross_entropy
 
 
@@ -21,7 +22,7 @@ class TokensLoss(nn.Module):
         self.compress_factor = compress_factor
         self.stride = stride
         self.phase_groups = compress_factor // stride
-        self.to_tokens = nn.Linear(dim, compress_factor * dim_head, bias=False)
+        self.to_tokens = Linear(dim, compress_factor * dim_head, bias=False)
 
     def vectors(self, embeds: Tensor) -> Tensor:
         """One vector for each of the c input tokens of each coarse token: (b, m, dim) → (b, m, c, dim_head)."""

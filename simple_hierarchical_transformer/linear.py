@@ -1,0 +1,46 @@
+"""Linear maps that are fast for few rows, too."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PARTS = 8  # into which a weight is cut; how many hardly matters (benchmarks/few_rows.py)
+FEW_ROWS = 16
+VERY_FEW_ROWS = 4
+LEAST_WEIGHT = 1 << 17  # elements; a smaller weight stays in the cache, and isn't worth it
+LEAST_WEIGHT_OF_MORE_ROWS = 1 << 19
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, with another kernel for decoding on CPUs: the same function, up to rounding.
+
+    A product with one row, or with few, is bound by reading the weight. On CPUs torch hands it to a kernel that reads
+    with one thread; as a batch of products with parts of the weight it is read by all, two to four times as fast.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_faster_in_parts(input, self.weight):
+            return linear_in_parts(input, self.weight, self.bias)
+        return F.linear(input, self.weight, self.bias)
+
+
+def is_faster_in_parts(x: Tensor, weight: Tensor) -> bool:
+    """Whether `linear_in_parts` is made for this product; it is for float32 on CPUs, without gradients."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or weight.shape[0] % PARTS:
+        return False
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    rows, elements = x.numel() // weight.shape[1], weight.numel()
+    if rows <= VERY_FEW_ROWS:
+        return rows > 0 and elements >= LEAST_WEIGHT
+    return rows <= FEW_ROWS and elements >= LEAST_WEIGHT_OF_MORE_ROWS
+
+
+def linear_in_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias, for x (…, d) and weight (o, d), as one batch of products with parts of the weight."""
+    rows, (o, d) = x.reshape(-1, x.shape[-1]), weight.shape
+    products = torch.bmm(weight.view(PARTS, o // PARTS, d), rows.t().expand(PARTS, -1, -1))  # (parts, o/parts, rows)
+    out = products.view(o, -1).t().reshape(*x.shape[:-1], o)
+    return out if bias is None else out + bias
