@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PARTS = 8  # into which a weight is cut; how many hardly matters (benchmarks/few_rows.py)
-FEW_ROWS = 16
 VERY_FEW_ROWS = 4
-LEAST_WEIGHT = 1 << 17  # elements; a smaller weight stays in the cache, and isn't worth it
-LEAST_WEIGHT_OF_MORE_ROWS = 1 << 19
+FEW_ROWS = 8  # where the weight has many more rows than columns
+LEAST_WEIGHT = 1 << 18  # elements; a smaller weight stays in the cache, and isn't worth it
 
 
 class Linear(nn.Linear):
@@ -32,10 +31,9 @@ def is_faster_in_parts(x: Tensor, weight: Tensor) -> bool:
         return False
     if x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    rows, elements = x.numel() // weight.shape[1], weight.numel()
-    if rows <= VERY_FEW_ROWS:
-        return rows > 0 and elements >= LEAST_WEIGHT
-    return rows <= FEW_ROWS and elements >= LEAST_WEIGHT_OF_MORE_ROWS
+    rows = x.numel() // weight.shape[1]
+    is_tall = weight.shape[0] >= 2 * weight.shape[1]
+    return 0 < rows <= (FEW_ROWS if is_tall else VERY_FEW_ROWS) and weight.numel() >= LEAST_WEIGHT
 
 
 def linear_in_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ from .sampling import draw
 from .state import DecodingState
 from .writing import Decoder, Request, logprobs_of, not_finite, prefill
 
-LEAST_CONFIDENCE = 0.3  # a draft ends where it is less likely than that to be right so far
+LEAST_CONFIDENCE = 0.2  # a draft ends where it is less likely than that to be right so far
 
 
 class SpeculativeRun:
