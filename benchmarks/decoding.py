@@ -27,6 +27,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from decoding_claims import CLAIMS, attempt_claim
 from decoding_report import draw, print_cells, print_claims
 from peers import CONTENDERS, FIRST_EXAMPLE, MODELS, TRAINING_MODEL, install
 from workers import CannotMeasure, Worker, serve
@@ -157,25 +158,6 @@ class Bench:
         if CONTENDERS[cell.contender].has_floor:
             timing.floors.append(self.ask(cell, "floor", tokens=tokens))
 
-    def interleave(self, sessions: dict[str, tuple[str, int]]) -> tuple[dict[str, list[float]], dict[str, int]]:
-        """Seconds per token of several of our models in one process, in turns, and bytes of their states.
-
-        `sessions` gives model and context by name.
-        """
-        worker, tokens, limit = self.workers["ours"], CONTENDERS["ours"].tokens, OPEN_SECONDS
-        seconds: dict[str, list[float]] = {name: [] for name in sessions}
-        for name, (model, context) in sessions.items():
-            worker.ask("open", limit, session=name, model=model, context=context, batch=1)
-            worker.ask("start", limit, session=name)
-            worker.ask("advance", limit, session=name, tokens=tokens)
-        for _ in range(3 * self.options.rounds):
-            for name, times in seconds.items():
-                times.append(worker.ask("advance", limit, session=name, tokens=tokens)["seconds"] / tokens)
-        sizes = {name: worker.ask("state_bytes", limit, session=name)["bytes"] for name in sessions}
-        for name in sessions:
-            worker.ask("close", limit, session=name)
-        return seconds, sizes
-
     def stop(self) -> None:
         for worker in self.workers.values():
             worker.stop()
@@ -207,53 +189,6 @@ def summarise(cell: Cell, timing: Timing) -> None:
     cell.tokens_per_second = cell.batch / cell.seconds_per_token
     if timing.floors:
         cell.floor = {name: median(f[name] for f in timing.floors) for name in timing.floors[0]}
-
-
-def claim_reference(bench: Bench) -> dict[str, Any]:
-    """Against the reference's first release of this model, at the length of its example."""
-    ours = "ours, cuda graphs" if bench.options.device == "cuda" else "ours"
-    cells = bench.measure(FIRST_EXAMPLE, 1, 1900, [ours, "reference 0.2.0"])
-    print_cells([asdict(cell) for cell in cells])
-    for cell in cells:
-        if cell.skipped:
-            raise CannotMeasure(f"{cell.contender}: {cell.skipped}")
-    fast, slow = cells
-    assert fast.floor is not None
-    return {
-        "context": 1900,
-        "seconds_per_token": {cell.contender: cell.seconds_per_token for cell in cells},
-        "speedup": slow.seconds_per_token / fast.seconds_per_token,
-        "over_floor": fast.seconds_per_token / fast.floor["seconds"],
-        "over_floor_by_torch_linear": fast.seconds_per_token / fast.floor["seconds_by_torch_linear"],
-    }
-
-
-def claim_position(bench: Bench) -> dict[str, Any]:
-    """With finite windows, neither time nor memory depends on the position."""
-    positions = (1024, 32768)
-    seconds, sizes = bench.interleave({str(p): ("finite windows", p) for p in positions})
-    early, late = seconds.values()
-    return {
-        "seconds_per_token": {position: median(times) for position, times in seconds.items()},
-        "ratio": median(b / a for a, b in zip(early, late, strict=True)),
-        "state_bytes": sizes,
-    }
-
-
-def claim_stride(bench: Bench) -> dict[str, Any]:
-    """What a coarse stream of stride 8 adds to a token, against one of stride 1."""
-    models = ("fine stream only", "wide coarse stream, stride 1", "wide coarse stream, stride 8")
-    seconds, _ = bench.interleave({model: (model, 1024) for model in models})
-    fine, every, eighth = seconds.values()
-    added = [median(b - a for a, b in zip(fine, times, strict=True)) for times in (every, eighth)]
-    return {
-        "seconds_per_token": {model: median(times) for model, times in seconds.items()},
-        "seconds_added": dict(zip(("stride 1", "stride 8"), added, strict=True)),
-        "ratio": added[1] / added[0],
-    }
-
-
-CLAIMS = {"reference": claim_reference, "position": claim_position, "stride": claim_stride}
 
 
 def parse() -> argparse.Namespace:
@@ -316,13 +251,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     finally:
         bench.stop()
     return content
-
-
-def attempt_claim(claim: Callable[[Bench], dict[str, Any]], bench: Bench) -> dict[str, Any]:
-    try:
-        return claim(bench)
-    except CannotMeasure as reason:
-        return {"skipped": str(reason)}
 
 
 def main() -> None:

@@ -26,17 +26,22 @@ FIRST_EXAMPLE = "first README example"
 TRAINING_MODEL = "README's training model"
 SMALL: dict[str, Any] = {"num_tokens": 256, "dim": 192, "depth": 4, "heads": 6, "dim_head": 32}
 STRIDED: dict[str, Any] = {"hierarchies": (1, 8), "hierarchical_stride": (1, 8)}
-WIDE: dict[str, Any] = {"num_tokens": 256, "depth": 6}
+WIDE: dict[str, Any] = {"num_tokens": 256, "depth": 6, "window_sizes": 64}
 MODELS: dict[str, dict[str, Any]] = {
     FIRST_EXAMPLE: {"num_tokens": 20000, "dim": 512, "depth": 6, "dim_head": 64, "heads": 8}
     | {"hierarchies": (1, 2, 8), "window_sizes": (32, 64, None)},
     TRAINING_MODEL: SMALL | STRIDED | {"window_sizes": (64, None)},
     "finite windows": SMALL | STRIDED | {"window_sizes": (64, 64)},
-    "fine stream only": WIDE | {"dim": 256, "heads": 4, "window_sizes": 64},
-    "wide coarse stream, stride 1": WIDE
-    | {"dim": (256, 1024), "heads": (4, 16), "hierarchies": (1, 8), "window_sizes": 64},
-    "wide coarse stream, stride 8": WIDE | STRIDED | {"dim": (256, 1024), "heads": (4, 16), "window_sizes": 64},
 }
+WIDTHS: dict[str, dict[str, Any]] = {  # of a fine and a coarse stream
+    "512 and 512": {"dim": (512, 512), "heads": (8, 8)},
+    "256 and 1024": {"dim": (256, 1024), "heads": (4, 16)},
+}
+for name, widths in WIDTHS.items():
+    fine = {key: both[0] for key, both in widths.items()}
+    MODELS[f"{name}, fine stream only"] = WIDE | fine
+    MODELS[f"{name}, stride 1"] = WIDE | widths | {"hierarchies": (1, 8)}
+    MODELS[f"{name}, stride 8"] = WIDE | widths | STRIDED
 # layers of a plain decoder of the same width, heads and number of parameters (training heads left out)
 PLAIN_DEPTHS = {FIRST_EXAMPLE: 23, TRAINING_MODEL: 11}
 

@@ -148,12 +148,10 @@ class GraphedSteps:
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             try:
+                # where capturing fails, the inner context may leave its stream the current one; this one doesn't
                 with torch.cuda.stream(stream):
                     self.run(self.block)
                     self.state.rewind(self.size)
-                torch._foreach_copy_(tensors, before)
-                # where capturing fails, the inner context may leave its stream the current one; the outer doesn't
-                with torch.cuda.stream(stream):
                     return capture_graph(self.block, generator, stream).replay
             except RuntimeError as error:
                 capture_graph(self.tick, generator, stream)  # so that the generator knows that the capture has ended
