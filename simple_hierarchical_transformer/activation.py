@@ -32,5 +32,7 @@ class _SquaredReLU(torch.autograd.Function):
 
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)², element by element."""
+    if not torch.is_grad_enabled():
+        return x.relu().square_()
     squared: Tensor = _SquaredReLU.apply(x)  # type: ignore[no-untyped-call]
     return squared

@@ -49,6 +49,8 @@ class Hold(nn.Module):
         s, t = self.source_stride, self.target_stride
         if s <= t:
             assert rows is not None
+            if s == t:
+                return rows
             return rows[:, target.start * (t // s) - source.start :: t // s][:, : target.length]
         first = source.start  # index of the first of the rows
         if state is not None:
