@@ -35,8 +35,9 @@ class KeyValueRing(Leaf):
         self.groups = phase_groups
         self.reach = reach
         self.size = reach + -(-spec.spare(stride) // phase_groups)
-        self.keys = spec.zeros(heads, phase_groups * self.size, dim_head)
-        self.values = spec.zeros(heads, phase_groups * self.size, dim_head)
+        self.stride = stride
+        self.keys = spec.empty(heads, phase_groups * self.size, dim_head)
+        self.values = spec.empty(heads, phase_groups * self.size, dim_head)
         self.pending: list[tuple[Tensor, Tensor]] = []
 
     def takes_in_place(self, chunk: StreamChunk) -> bool:
@@ -108,6 +109,12 @@ class KeyValueRing(Leaf):
 
     def forget_noted(self) -> None:
         self.pending = []
+
+    def blank_unseen(self, position: int) -> None:
+        row, phase = divmod(-(-position // self.stride), self.groups)  # where the next token will be
+        for phases, first in ((slice(phase), row + 1), (slice(phase, None), row)):
+            for ring in (self.keys, self.values):
+                rearrange(ring, "b h (g r) d -> b h g r d", g=self.groups)[:, :, phases, first:].zero_()
 
     def rewound(self, before: int, after: int) -> list[tuple[Tensor, Tensor]]:
         return []  # the rows that are taken back are overwritten by those that come instead

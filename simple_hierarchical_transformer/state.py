@@ -35,9 +35,10 @@ class StateSpec:
         """How many tokens of a stream are due at most in `max_rewind` input tokens."""
         return -(-self.max_rewind // stride)
 
-    def zeros(self, *shape: int) -> Tensor:
+    def empty(self, *shape: int) -> Tensor:
+        """Memory that isn't even touched before it is used."""
         with torch.inference_mode(False):  # what is made in it can't be changed outside of it
-            return torch.zeros(self.batch_size, *shape, dtype=self.dtype, device=self.device)
+            return torch.empty(self.batch_size, *shape, dtype=self.dtype, device=self.device)
 
 
 class Leaf:
@@ -57,6 +58,9 @@ class Leaf:
     def rewound(self, before: int, after: int) -> list[tuple[Tensor, Tensor]]:
         """What is to be copied where, to go from `before` input tokens back to `after`."""
         raise NotImplementedError
+
+    def blank_unseen(self, position: int) -> None:
+        """Zero what has never been written, at `position`, for those who look at it and count it as nothing."""
 
     def clone(self) -> Leaf:
         twin = copy.copy(self)
@@ -83,7 +87,7 @@ class Register(Leaf):
     def __init__(self, spec: StateSpec, *, stride: int, keep: int, dim: int) -> None:
         self.stride = stride
         self.keep = keep
-        self.rows = spec.zeros(spec.spare(stride) + keep, dim)
+        self.rows = spec.empty(spec.spare(stride) + keep, dim).zero_()
         self.pending: Tensor | None = None
 
     def extend(self, new: Tensor) -> Tensor:
@@ -203,6 +207,11 @@ class DecodingState:
     def forget_noted(self) -> None:
         for leaf in self.leaves:
             leaf.forget_noted()
+
+    def blank_unseen(self) -> None:
+        """Zero what has never been written, for steps that look at whole rings and mask what isn't there yet."""
+        for leaf in self.leaves:
+            leaf.blank_unseen(self.position)
 
     def advance(self, length: int, ablated: bool) -> None:
         """After a call on `length` tokens that has succeeded."""

@@ -80,6 +80,7 @@ class CompiledSteps:
         self.writer = writer
         self.state = state
         self.standing_for = positions_standing_for(model)
+        state.blank_unseen()
         self.step: Callable[..., Tensor] = torch.compile(one_step, fullgraph=True, dynamic=False)
 
     def advance(self, most: int) -> int:
@@ -109,6 +110,7 @@ class GraphedSteps:
         self.size = block_size(model)
         self.position = torch.zeros(1, dtype=torch.long, device=writer.last.device)
         self.replay: Callable[[], Any] | None = None
+        state.blank_unseen()
 
     def advance(self, most: int) -> int:
         if most < self.size or self.state.position % self.cycle:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simple_hierarchical_transformer import HierarchicalTransformer
+from simple_hierarchical_transformer.ring import KeyValueRing
 from simple_hierarchical_transformer.sampling import Sampling
 
 ARGUMENTS: dict[str, Any] = {
@@ -281,6 +282,33 @@ def test_a_state_is_allocated_once() -> None:
     model(random_ids(2, 100, seed=0), state=state)
     assert [(tensor.data_ptr(), tensor.nbytes) for tensor in state.tensors()] == places
     assert state.nbytes == sum(nbytes for _, nbytes in places)
+
+
+@examples(quick=25, slow=200)
+@given(data=st.data(), arguments=model_arguments(), seed=SEEDS)
+def test_memory_that_was_never_written_is_never_looked_at(
+    data: st.DataObject, arguments: dict[str, Any], seed: int
+) -> None:
+    """A state isn't zeroed when it is made; and what is zeroed for steps that look at whole rings is all of that."""
+    model = build(arguments, seed=seed)
+    ids = random_ids(2, data.draw(st.integers(1, 60)), seed)
+    texts = []
+    for garbage in (0.0, torch.nan):
+        state = model.init_state(2, max_rewind=data.draw(st.sampled_from([1, 16]), label="max_rewind"))
+        for leaf in state.leaves:
+            if isinstance(leaf, KeyValueRing):
+                leaf.keys.fill_(garbage)
+                leaf.values.fill_(garbage)
+        with torch.no_grad():
+            for chunk in ids.split(data.draw(st.integers(1, 20), label="chunk"), dim=1):
+                model(chunk, state=state)
+        rings = [leaf for leaf in state.leaves if isinstance(leaf, KeyValueRing)]
+        before = [torch.cat((ring.keys, ring.values)) for ring in rings]
+        texts.append(model.generate(ids[:, -1:], 20, temperature=0, state=state.clone()))
+        state.blank_unseen()
+        after = [torch.cat((ring.keys, ring.values)) for ring in rings]
+        assert all(torch.equal(now, then.nan_to_num(0)) for now, then in zip(after, before, strict=True))
+    assert torch.equal(*texts)
 
 
 def test_a_state_made_in_inference_mode_goes_on_outside_of_it() -> None:
