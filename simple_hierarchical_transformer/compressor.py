@@ -40,7 +40,10 @@ class Compressor(nn.Module):
         if rows.shape[1] < c:  # the next token isn't due in this chunk
             return x.new_zeros(x.shape[0], 0, self.to_out.out_features)
         d = rows.shape[2]
-        windows = rearrange(rows, "b n d -> b (n d)").unfold(1, c * d, s * d)  # (b, m, c·d), a view
+        if rows.shape[1] < c + s:  # a single token; of an overlapping view torch.compile makes code that fails
+            windows = rearrange(rows[:, :c], "b c d -> b 1 (c d)")
+        else:
+            windows = rearrange(rows, "b n d -> b (n d)").unfold(1, c * d, s * d)  # (b, m, c·d), a view
         out: Tensor = self.to_out(squared_relu(self.window(windows)))
         return out
 
