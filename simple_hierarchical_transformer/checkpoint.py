@@ -150,7 +150,8 @@ def load_model(
     if problems := compare(expected, tensors):
         remedy = "give the objects that the model was built with" if set(overrides) & set(OBJECTS) else "save it again"
         raise CheckpointError(folder / WEIGHTS_FILE, f"the weights don't fit the model: {problems}", remedy)
-    model.load_state_dict(tensors, strict=True, assign=True)
+    # in the file tensors lie anywhere; in memory of their own, kernels compute the same bits as before they were saved
+    model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, strict=True, assign=True)
     return model
 
 

@@ -37,6 +37,15 @@ def test_a_loaded_model_gives_the_same_logits_and_losses(
     assert torch.equal(model(ids, return_loss=True)[0], loaded(ids, return_loss=True)[0])
 
 
+def test_loaded_weights_are_aligned_like_those_of_a_new_model(tmp_path: Path) -> None:
+    """Where they lay in the file, some began at odd addresses: logits differed in their last bit."""
+    model = HierarchicalTransformer(**ARGUMENTS)
+    model.save_pretrained(tmp_path)
+    loaded = HierarchicalTransformer.from_pretrained(tmp_path)
+    for one, other in zip(model.parameters(), loaded.parameters(), strict=True):
+        assert one.data_ptr() % 64 == other.data_ptr() % 64 == 0
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_one_flipped_bit_is_caught(file: str, tmp_path: Path) -> None:
     HierarchicalTransformer(**ARGUMENTS).save_pretrained(tmp_path)
