@@ -170,7 +170,7 @@ def tokens_of(run: Run) -> Iterator[Tensor]:
         for index in range(given, available):
             yield run.token(index)
         given = max(given, available)
-    yield from run.result()[0][:, given:].unbind(dim=1)  # what ended before the longest prompt was taken in
+    yield from run.result()[0][:, given:].unbind(dim=1)  # how many there are is known only at the end
 
 
 def start(
