@@ -92,7 +92,7 @@ class Attention(nn.Module):
 
     def _attend_in_place(self, q: Tensor, k: Tensor, v: Tensor, chunk: StreamChunk, ring: KeyValueRing) -> Tensor:
         """A few tokens (b, h, m, d), written into the ring first; phase by phase."""
-        out = torch.empty_like(q)
+        outs = []
         for i in range(min(chunk.length, self.phase_groups)):
             own = slice(i, None, self.phase_groups)
             row, phase = divmod(chunk.start + i, self.phase_groups)
@@ -102,10 +102,12 @@ class Attention(nn.Module):
                 age, visible = sight
                 if self.use_xpos:  # the newest query is the reference
                     queries, keys = scaled(queries, keys, age[:, 0] - age[-1, 0], -age[-1])
-            attended = scaled_dot_product(queries, keys, values, visible, False, self.use_flash_attn)
-            if chunk.length == 1:
-                return attended
-            out[:, :, own] = attended
+            outs.append(scaled_dot_product(queries, keys, values, visible, False, self.use_flash_attn))
+        if len(outs) == 1:
+            return outs[0]
+        out = torch.empty_like(q)
+        for i, attended in enumerate(outs):
+            out[:, :, i :: self.phase_groups] = attended
         return out
 
     def _attend_joined(self, q: Tensor, k: Tensor, v: Tensor, chunk: StreamChunk, ring: KeyValueRing | None) -> Tensor:

@@ -16,13 +16,13 @@ import torch
 
 from . import HierarchicalTransformer, __version__
 from .generation import BACKENDS
+from .sampling import Sampling
 from .training.config import DEVICES, NEAR_WINDOW, ModelArguments, TrainConfig
 from .training.run_folder import MODEL_FOLDER
 from .training.text import TextStream, check_byte_model, prompt_ids
 
 COMMAND = "hierarchical-transformer"
 EXTRA = {"accelerate", "tqdm"}
-SAMPLING = ("temperature", "filter_thres", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,7 +112,7 @@ def generate(options: dict[str, Any]) -> int:
         prompt_ids(prompt, model.device),
         options["length"],
         generator=torch.Generator(model.device).manual_seed(options["seed"]),
-        **{name: options[name] for name in SAMPLING},
+        **{field.name: options[field.name] for field in fields(Sampling)},
         speculative=options["speculative"],
         backend=options["backend"],
     )

@@ -190,7 +190,7 @@ class PlainRun:
         request, writer = self.request, self.writer
         logits = prefill(self.model, request, self.state)
         first, done = self.state.position, 0
-        latest = max(request.prompts.lens) - request.prompts.shortest  # column at which the longest prompt ends
+        latest = request.columns - request.length  # column at which the longest prompt ends
         if request.columns:
             writer.choose(logits)
             done = 1
