@@ -4,24 +4,22 @@
     python benchmarks/decoding.py
     python benchmarks/decoding.py --draw-only
 
-Contenders (peers.py) run in processes of their own (workers.py) and measure in turns, so that what else the machine
-does meets all alike; figures are medians over the rounds. A cell that would take too much time or memory, going by
-smaller ones, is skipped and says why. Beside our times stands their floor: one pass over the weights that a token
-needs, measured in the same process in turns with the steps. Writes benchmarks/results/decoding.json after each cell,
-and draws docs/figures/decoding.svg from it.
+Contenders (peers.py, workers.py) run in processes of their own (processes.py) and measure in turns, so that what else
+the machine does meets all alike; figures are medians over the rounds. A cell that would take too much time or memory,
+going by smaller ones, is skipped and says why. Beside our times stands their floor: one pass over the weights that a
+token needs, measured in the same process in turns with the steps. Writes benchmarks/results/decoding.json after each
+cell, and draws docs/figures/decoding.svg from it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
-from math import log
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,12 +27,14 @@ from typing import Any
 import torch
 from decoding_claims import CLAIMS, attempt_claim
 from decoding_report import draw, print_cells, print_claims
-from peers import CONTENDERS, FIRST_EXAMPLE, MODELS, TRAINING_MODEL, install
-from workers import CannotMeasure, Worker, serve
+from packages import install
+from peers import CONTENDERS, FIRST_EXAMPLE, MODELS, TRAINING_MODEL
+from processes import CannotMeasure, Worker, memory_of, power_law
+from workers import serve_decoding
 
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "decoding.svg"
-CACHE = Path(tempfile.gettempdir()) / "decoding-peers"
+CACHE = Path(tempfile.gettempdir()) / "benchmark-packages"
 OPEN_SECONDS = 300.0
 FULL: dict[str, Any] = {
     "contexts": [128, 512, 2048, 8192, 32768],
@@ -170,15 +170,9 @@ def worker_command(name: str, options: argparse.Namespace) -> list[str]:
 
 def predict(known: list[tuple[Cell, float]], cell: Cell) -> float:
     """What a cell takes, going by smaller ones: a power law of the context, and linear in the batch."""
-    base, value = max(known, key=lambda pair: pair[0].context * pair[0].batch)
-    exponent = 1.0
-    shorter = [(c, v) for c, v in known if c.batch == base.batch and c.context < base.context]
-    if shorter:
-        before, less = max(shorter, key=lambda pair: pair[0].context)
-        growth = log(max(value, 1e-9) / max(less, 1e-9)) / log(base.context / before.context)
-        exponent = min(max(growth, 1.0), 2.0)
-    factor: float = (cell.context / base.context) ** exponent * cell.batch / base.batch
-    return value * factor
+    base, _ = max(known, key=lambda pair: pair[0].context * pair[0].batch)
+    points = sorted((c.context, v) for c, v in known if c.batch == base.batch and c.context <= base.context)
+    return power_law(points, cell.context) * cell.batch / base.batch
 
 
 def summarise(cell: Cell, timing: Timing) -> None:
@@ -219,15 +213,10 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def memory_of(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.get_device_properties(0).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    for name in {*options.contenders, "reference 0.2.0"}:
-        install(name, options.cache)
+    for package in {CONTENDERS[name].package for name in (*options.contenders, "reference 0.2.0")}:
+        if package is not None:
+            install(package, options.cache)
     content: dict[str, Any] = {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
@@ -256,7 +245,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     options = parse()
     if options.worker:
-        serve(options.worker, options.cache, options.device, options.threads, int(options.memory_gb * 1e9))
+        serve_decoding(options.worker, options.cache, options.device, options.threads, int(options.memory_gb * 1e9))
         return
     if options.draw_only:
         content = json.loads(options.output.read_text())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from decoding_report import print_cells
 from peers import CONTENDERS, FIRST_EXAMPLE, WIDTHS
-from workers import CannotMeasure
+from processes import CannotMeasure
 
 if TYPE_CHECKING:
     from decoding import Bench

@@ -1,26 +1,19 @@
-"""Who decodes in decoding.py: this package, its reference, and a plain decoder.
-
-Peers are installed beside the environment, without their dependencies, so that torch is the same for all and versions
-don't collide.
-"""
+"""Who decodes in decoding.py: this package, its reference, and a plain decoder."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from processes import copy_bandwidth, timed
 from torch import Tensor, nn
 
 STREAM = 4096  # tokens asked of `stream`, of which only the first are taken
-COPIED = 2**28  # bytes, beyond any cache
 
 FIRST_EXAMPLE = "first README example"
 TRAINING_MODEL = "README's training model"
@@ -158,19 +151,18 @@ class Contender:
     tokens: int = 0  # of one measurement, whole cycles of phases; 0: each costs what the first does, all is recomputed
     has_floor: bool = False
     cuda_only: bool = False
-    requirements: tuple[str, ...] = ()
+    package: str | None = None  # in the folder of packages
 
 
 def ours(backend: str, tokens: int, cuda_only: bool = True) -> Contender:
     return Contender(make=partial(Ours, backend=backend), tokens=tokens, has_floor=True, cuda_only=cuda_only)
 
 
-def reference(*requirements: str) -> Contender:
+def reference(package: str) -> Contender:
     choose = partial(Recomputing, choose=lambda model, ids: model.generate(ids, 1, temperature=0.0))
-    return Contender(make=choose, requirements=requirements)
+    return Contender(make=choose, package=package)
 
 
-UTILS = "torch-einops-utils==0.2.0"
 CONTENDERS = {
     "ours": ours("eager", tokens=16, cuda_only=False),
     "ours, cuda graphs": ours("cuda_graphs", tokens=64),
@@ -178,25 +170,10 @@ CONTENDERS = {
     "ours without a state": Contender(
         make=partial(Recomputing, choose=lambda model, ids: model(ids)[:, -1:].argmax(dim=-1))
     ),
-    "reference 0.2.0": reference("simple-hierarchical-transformer==0.2.0"),
-    "reference 0.4.0": reference("simple-hierarchical-transformer==0.4.0", "rotary-embedding-torch==0.9.1", UTILS),
-    "x-transformers": Contender(
-        make=XTransformers,
-        tokens=4,
-        requirements=("x-transformers==2.31.10", "einx==0.4.3", "loguru==0.7.3", "packaging==26.3", UTILS),
-    ),
+    "reference 0.2.0": reference("reference 0.2.0"),
+    "reference 0.4.0": reference("reference 0.4.0"),
+    "x-transformers": Contender(make=XTransformers, tokens=4, package="x-transformers"),
 }
-
-
-def install(name: str, cache: Path) -> None:
-    """Put what a contender needs, and the environment hasn't, into a folder of its own."""
-    folder, requirements = cache / name, CONTENDERS[name].requirements
-    stamp, content = folder / "requirements", "\n".join(requirements)
-    if requirements and not (stamp.exists() and stamp.read_text() == content):
-        quiet = ("--quiet", "--disable-pip-version-check", "--upgrade")
-        command = [sys.executable, "-m", "pip", "install", *quiet, "--no-deps", "--target", str(folder), *requirements]
-        subprocess.run(command, check=True)
-        stamp.write_text(content)
 
 
 class Floor:
@@ -242,13 +219,6 @@ def model_linear(x: Tensor, weight: Tensor) -> Tensor:
     return linear_in_parts(x, weight, None) if is_faster_in_parts(x, weight) else F.linear(x, weight)
 
 
-def copy_bandwidth(device: str) -> float:
-    """Bytes read and written per second by a large copy, the fastest of some."""
-    source = torch.ones(COPIED, dtype=torch.uint8, device=device)
-    target = source.clone()
-    return 2 * COPIED / min(timed(lambda: target.copy_(source), device) for _ in range(3))
-
-
 def launch_seconds(graphed: bool, kernels: int = 1000) -> float:
     """Seconds per kernel of a row of kernels that do nothing, launched one by one or as one CUDA graph."""
     x = torch.zeros(1, device="cuda")
@@ -273,13 +243,3 @@ def kernels_per_token(session: Session, tokens: int) -> float:
         torch.cuda.synchronize()
     kernels = [event for event in profile.events() if event.device_type.name == "CUDA"]
     return len(kernels) / tokens
-
-
-def timed(call: Callable[[], Any], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
