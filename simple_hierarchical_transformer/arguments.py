@@ -266,6 +266,7 @@ def build_config(
     ignore_index: int,
     use_flash_attn: bool | None,
     use_xpos: bool,
+    checkpoint_activations: bool,
 ) -> ModelConfig:
     """Check the constructor's arguments and translate them; see `HierarchicalTransformer` for their meaning.
 
@@ -329,6 +330,7 @@ def build_config(
         ignore_index=whole("ignore_index", ignore_index, least=-(2**63)),
         use_flash_attn=None if use_flash_attn is None else flag("use_flash_attn, if not None,", use_flash_attn),
         use_xpos=flag("use_xpos", use_xpos),
+        checkpoint_activations=flag("checkpoint_activations", checkpoint_activations),
     )
     only_with(
         config.depth > 1 or config.merge_targets(is_last=True) != (config.predict_index,),
@@ -376,4 +378,5 @@ def to_arguments(config: ModelConfig) -> dict[str, Any]:
         "ignore_index": config.ignore_index,
         "use_flash_attn": config.use_flash_attn,
         "use_xpos": config.use_xpos,
+        "checkpoint_activations": config.checkpoint_activations,
     }

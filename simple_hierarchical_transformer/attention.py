@@ -22,9 +22,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .blockwise import attend_blockwise
 from .chunk import StreamChunk
-from .linear import Linear
+from .linear import Linear, has_own_backward
 from .norm import rms_norm
+from .queries_keys_values import queries_keys_values
 from .ring import KeyValueRing
 from .rotary import rotate, xpos_scale
 from .state import StateSpec
@@ -35,7 +37,7 @@ LEAST_BLOCK = 32  # queries of a block, where the window is smaller
 
 
 class Attention(nn.Module):
-    """Pre-norm causal multi-head attention (b, m, dim) → (b, m, dim).
+    """Causal multi-head attention of normed tokens (b, m, dim) → (b, m, dim).
 
     Queries and keys are RMS-normed (Henry et al., arXiv 2010.04245). A window changes no parameter: it is a number.
     """
@@ -76,19 +78,26 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor, chunk: StreamChunk, state: KeyValueRing | None = None) -> Tensor:
-        qkv = rearrange(self.to_qkv(rms_norm(x)), "b m (three h d) -> b three h m d", three=3, h=self.heads)
-        v = qkv[:, 2]
         if self.reach == 0:  # a full window over no more input tokens than one token summarises
-            out = v
+            _, out = self._split(x)
         else:
             assert chunk.rotary is not None
-            q, k = rotate(rms_norm(qkv[:, :2]), chunk.rotary).to(v.dtype).unbind(1)
+            if has_own_backward(self.to_qkv):
+                q, k, v = queries_keys_values(x, self.to_qkv.weight, chunk.rotary, self.heads)
+            else:
+                qk, v = self._split(x)
+                q, k = rotate(rms_norm(qk), chunk.rotary).to(v.dtype).unbind(1)
             if state is not None and state.takes_in_place(chunk):
                 out = self._attend_in_place(q, k, v, chunk, state)
             else:
                 out = self._attend_joined(q, k, v, chunk, state)
         projected: Tensor = self.to_out(rearrange(out, "b h m d -> b m (h d)"))
         return projected
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys (b, 2, h, m, d), and values (b, h, m, d), all as the linear map has them."""
+        qkv = rearrange(self.to_qkv(x), "b m (three h d) -> b three h m d", three=3, h=self.heads)
+        return qkv[:, :2], qkv[:, 2]
 
     def _attend_in_place(self, q: Tensor, k: Tensor, v: Tensor, chunk: StreamChunk, ring: KeyValueRing) -> Tensor:
         """A few tokens (b, h, m, d), written into the ring first; phase by phase."""
@@ -117,10 +126,13 @@ class Attention(nn.Module):
         taken from the ring, so that all phases have as many rows; nobody asks what they see.
         """
         groups, m = self.phase_groups, q.shape[2]
-        first = 0 if ring is None else chunk.start % groups
-        keys, values = k, v
+        is_whole = ring is None or chunk.start == 0
         if ring is not None:
             ring.note(k, v, chunk.start)
+        if is_whole and m > 1 and not self.use_xpos and is_for_blockwise(q, self.use_flash_attn):
+            return attend_blockwise(q, k, v, self.reach, groups)
+        first = 0 if ring is None else chunk.start % groups
+        keys, values = k, v
         if ring is not None and first:
             keys, values = joined(ring.round_before(chunk.start), (keys, values))
         after = -(first + m) % groups  # causality hides the padding
@@ -135,6 +147,10 @@ class Attention(nn.Module):
         if groups > 1:
             out = rearrange(out, "b (h g) r d -> b h (r g) d", g=groups)
         return out[:, :, first : first + m]
+
+
+def is_for_blockwise(q: Tensor, fused: bool | None) -> bool:
+    return q.device.type == "cpu" and fused is not False and not torch.compiler.is_compiling()
 
 
 def joined(held: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from .attention import Attention
 from .chunk import StreamChunk
 from .config import StreamConfig
 from .feedforward import FeedForward
+from .linear import add_residual
 from .ring import KeyValueRing
 from .state import Register, StateNode, StateSpec
 from .token_shift import TokenShift
@@ -57,6 +58,5 @@ class Block(nn.Module):
             return x
         shift, attention, ff_shift = (state.shift, state.attention, state.ff_shift) if state else (None, None, None)
         if self.attention is not None:
-            x = x + self.attention(self.shift(x, shift), chunk, attention)
-        out: Tensor = x + self.feedforward(self.shift(x, ff_shift))
-        return out
+            x = add_residual(self.attention(self.shift(x, shift), chunk, attention), x)
+        return add_residual(self.feedforward(self.shift(x, ff_shift)), x)

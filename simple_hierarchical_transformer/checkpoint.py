@@ -29,7 +29,7 @@ WEIGHTS_FILE = "model.safetensors"
 FORMAT_VERSION = 1
 CUSTOM = "<given when loading>"  # stands in the configuration for what JSON can't hold
 OBJECTS = ("chunk_summarizers", "next_latent_loss_type")
-OVERRIDES = ("seq_len", "window_sizes", "use_flash_attn", "use_xpos")
+OVERRIDES = ("seq_len", "window_sizes", "use_flash_attn", "use_xpos", "checkpoint_activations")
 
 
 class CheckpointError(ValueError):
@@ -123,7 +123,7 @@ def load_model(
     arguments, config_checksum = read_config(folder / CONFIG_FILE)
     tensors = read_weights(folder / WEIGHTS_FILE, config_checksum)
     for name in overrides:
-        if name not in arguments:
+        if name not in (*arguments, *OVERRIDES):  # the file may be older than the argument
             raise ValueError(
                 f"from_pretrained takes no argument {name}: it takes the folder and, to change them, "
                 f"{', '.join(OVERRIDES)}"

@@ -1,9 +1,10 @@
-"""The command `hierarchical-transformer`: train a model on text, and let it write."""
+"""The command `hierarchical-transformer`: train a model on text, let it write, and say what it costs."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 import time
@@ -15,9 +16,12 @@ from typing import Any, NoReturn
 import torch
 
 from . import HierarchicalTransformer, __version__
+from .describe import DTYPES
+from .describe import describe as describe_model
+from .flags import add_model_flags, flag_adder, split_options
 from .generation import BACKENDS
 from .sampling import Sampling
-from .training.config import DEVICES, NEAR_WINDOW, ModelArguments, TrainConfig
+from .training.config import DEVICES, NUM_BYTES, TrainConfig
 from .training.run_folder import MODEL_FOLDER
 from .training.text import TextStream, check_byte_model, prompt_ids
 
@@ -75,26 +79,12 @@ def train(options: dict[str, Any]) -> int:
             f"training needs the package {error.name}, which isn't installed: "
             'pip install "simple-hierarchical-transformer[train]"'
         ) from error
-    of_model = {field.name for field in fields(ModelArguments)}
-    if "hierarchies" in options:
-        options = default_streams(options["hierarchies"]) | options
-    model = ModelArguments(**{name: value for name, value in options.items() if name in of_model})
-    settings = {name: value for name, value in options.items() if name not in of_model}
+    model, settings = split_options(options)
     try:
         result = train_model(TrainConfig(**settings, model=model), report=report)
     except (NonFiniteError, BrokenPipeError) as error:
         return fail(error, 1)
     return 130 if result.interrupted else 0
-
-
-def default_streams(hierarchies: int | tuple[int, ...]) -> dict[str, Any]:
-    """Strides and windows of streams of these factors: the finest sees near tokens, one per input, the others all."""
-    factors = hierarchies if isinstance(hierarchies, tuple) else (hierarchies,)
-    finest = min(factors)
-    return {
-        "hierarchical_stride": tuple(1 if factor == finest else factor for factor in factors),
-        "window_sizes": tuple(NEAR_WINDOW if factor == finest else None for factor in factors),
-    }
 
 
 def report(line: str) -> None:
@@ -148,6 +138,14 @@ def move(model: HierarchicalTransformer, device: str) -> HierarchicalTransformer
         raise ValueError(f"--device: torch finds no device {device!r} here: use --device cpu") from error
 
 
+def describe(options: dict[str, Any]) -> int:
+    as_json, folder = options.pop("json"), options.pop("model")
+    settings = {name: options.pop(name) for name in ("dtype", "batch_size")}
+    description = describe_model(options, None if folder is None else find_model(folder), **settings)
+    print(json.dumps(description.as_dict(), indent=2) if as_json else description.table())
+    return 0
+
+
 def find_model(folder: Path) -> Path:
     """The folder of the model itself, given that or the folder of its run."""
     if not folder.is_dir():
@@ -160,9 +158,10 @@ def find_model(folder: Path) -> Path:
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=COMMAND, description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{COMMAND} {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="train | generate")
+    commands = parser.add_subparsers(required=True, metavar="train | generate | describe")
     add_train(commands)
     add_generate(commands)
+    add_describe(commands)
     return parser
 
 
@@ -177,12 +176,7 @@ def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.set_defaults(command=train)
 
-    def add(flag: str, help: str, **options: Any) -> None:
-        name = options.get("dest", flag.removeprefix("--").replace("-", "_"))
-        default = DEFAULTS[name]
-        shown = " ".join(map(lower, default)) if isinstance(default, tuple) else lower(default)
-        parser.add_argument(flag, help=f"{help} (default: {shown})" if shown != "none" and shown else help, **options)
-
+    add = flag_adder(parser)
     add("--data", "files and folders, plain or .gz; default: the library of this Python", nargs="+", metavar="PATH")
     add("--out", "folder of the run; an earlier run in it is moved aside", metavar="FOLDER")
     add("--steps", "optimiser steps", type=int)
@@ -197,24 +191,10 @@ def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--seq-len", "bytes per sequence", type=int)
     add("--muon-lr", "learning rate of the hidden matrices", type=float)
     add("--adamw-lr", "learning rate of everything else", type=float)
+    add("--compile", "let torch.compile fuse the step: slow to start, then faster", action="store_true")
     add("--validate-every", "steps between two validations", type=int)
     add("--sample-length", "bytes that the trained model writes at the end", type=int)
-    several = {"nargs": "+", "action": OneOrPerStream}
-    add("--dim", "width, of all streams or of each", type=int, **several)
-    add("--depth", "layers", type=int)
-    add("--heads", "attention heads, of all streams or of each", type=int, **several)
-    add("--dim-head", "width of a head, of all streams or of each", type=int, **several)
-    add("--ff-mult", "hidden width of the feed-forward, as a multiple of --dim", type=float, **several)
-    add(
-        "--hierarchies",
-        f"compress factor of each stream; with it, strides and windows that aren't given are 1 and {NEAR_WINDOW} for "
-        "the finest stream, and the factor and none for the others",
-        type=int,
-        **several,
-    )
-    add("--stride", "stride of each stream", type=int, dest="hierarchical_stride", **several)
-    add("--window-sizes", "previous tokens that are attended to, or none for all of them", type=window, **several)
-    add("--prophet-loss-weight", "let coarse streams predict the next bytes, so that they can draft them", type=float)
+    add_model_flags(add)
 
 
 def add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -245,27 +225,32 @@ def add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--device", default="auto", help="where to compute, such as cpu or cuda")
 
 
-DEFAULTS = {
-    field.name: getattr(config, field.name) for config in (TrainConfig(), ModelArguments()) for field in fields(config)
-}
-
-
-class OneOrPerStream(argparse.Action):
-    """One value stands for all streams, several for one stream each."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
-
-
-def window(text: str) -> int | None:
-    return None if text.lower() == "none" else int(text)
+def add_describe(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "describe",
+        help="say what a model costs",
+        description="Say what a model costs: parameters, multiply-adds, memory, and how far it sees. It isn't built, "
+        "so any size will do.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=describe)
+    folder_help = "folder of a run, or of a model; without it, the flags say what is described"
+    parser.add_argument("--model", type=Path, default=None, metavar="FOLDER", help=folder_help)
+    parser.add_argument("--json", action="store_true", default=False, help="as JSON, not as a table")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="sequences whose activations are counted (default: 1)"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=DTYPES[0], help="type of activations and cache (default: float32)"
+    )
+    parser.add_argument("--num-tokens", type=int, help=f"size of the vocabulary (default: {NUM_BYTES})")
+    add = flag_adder(parser)
+    add("--seq-len", "input tokens per sequence; with --model, its own unless given", type=int)
+    add_model_flags(add)
 
 
 def length(text: str) -> int:
     if not 0 <= int(text) < 2**63:
         raise ValueError
     return int(text)
-
-
-def lower(value: Any) -> str:
-    return str(value).lower()

@@ -99,6 +99,7 @@ class ModelConfig:
     ignore_index: int
     use_flash_attn: bool | None
     use_xpos: bool
+    checkpoint_activations: bool
 
     @property
     def dim_embedding(self) -> int:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .activation import squared_relu
-from .linear import Linear
-from .norm import rms_norm
+from .linear import Linear, has_own_backward
+from .squared_relu import linear_squared_relu_linear, squared_relu
 
 
 class FeedForward(nn.Module):
-    """Pre-norm feed-forward (b, m, dim) → (b, m, dim), token by token."""
+    """Of normed tokens (b, m, dim) → (b, m, dim), token by token."""
 
     def __init__(self, dim: int, dim_hidden: int) -> None:
         super().__init__()
@@ -18,5 +17,7 @@ class FeedForward(nn.Module):
         self.to_out = Linear(dim_hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.to_out(squared_relu(self.expand(rms_norm(x))))
+        if has_own_backward(self.expand, self.to_out):
+            return linear_squared_relu_linear([x], [self.expand.weight], self.to_out.weight)
+        out: Tensor = self.to_out(squared_relu(self.expand(x)))
         return out

@@ -25,6 +25,38 @@ class Linear(nn.Linear):
         return F.linear(input, self.weight, self.bias)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type in which a linear map of `x` multiplies: that of autocast, where it is on."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def is_untouched(*maps: nn.Module) -> bool:
+    """Whether these maps are our own, and nobody listens to them, so that their weights can be used without a call."""
+    return all(
+        type(each) is Linear
+        and not (each._forward_hooks or each._forward_pre_hooks or each._backward_hooks or each._backward_pre_hooks)
+        for each in maps
+    )
+
+
+def has_own_backward(*maps: nn.Module) -> bool:
+    """Whether maps are taken together with what surrounds them, with a backward pass written by hand.
+
+    It is where gradients are kept, and no compiler fuses.
+    """
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and is_untouched(*maps)
+
+
+def add_residual(out: Tensor, x: Tensor) -> Tensor:
+    """x + out, in the memory of `out`, which nobody else needs, where that will do."""
+    if out.dtype != x.dtype or torch.compiler.is_compiling():
+        return x + out
+    return out.add_(x)
+
+
 def is_faster_in_parts(x: Tensor, weight: Tensor) -> bool:
     """Whether `linear_in_parts` is made for this product; it is for float32 on CPUs, without gradients."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or weight.shape[0] % PARTS:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .activation import squared_relu
 from .chunk import StreamChunk
-from .linear import Linear
+from .linear import Linear, add_residual, has_own_backward, product_dtype
 from .modules import module_list
 from .norm import rms_norm
+from .squared_relu import linear_squared_relu_linear, squared_relu
 from .state import Register, StateNode, StateSpec
 
 
@@ -37,8 +37,13 @@ class Hold(nn.Module):
         self.target_stride = target_stride
         self.dim = dim
 
+    @property
+    def repeats(self) -> bool:
+        """Whether tokens of the source are taken more than once, and so have to be remembered."""
+        return self.source_stride > self.target_stride
+
     def init_state(self, spec: StateSpec) -> Register | None:
-        if self.source_stride <= self.target_stride:  # never repeated, so nothing to remember
+        if not self.repeats:
             return None
         return Register(spec, stride=self.source_stride, keep=1, dim=self.dim)
 
@@ -47,7 +52,7 @@ class Hold(nn.Module):
     ) -> Tensor:
         """Of the `rows` of a chunk of the source, or None where it has none, for a chunk of the target."""
         s, t = self.source_stride, self.target_stride
-        if s <= t:
+        if not self.repeats:
             assert rows is not None
             if s == t:
                 return rows
@@ -89,15 +94,31 @@ class Merge(nn.Module):
         self, normed: Sequence[Tensor | None], chunks: Sequence[StreamChunk], state: MergeState | None = None
     ) -> Tensor:
         """`normed` holds None for a stream that has no token in its chunk: what it had last is still held."""
+        if state is None and has_own_backward(*self.projections, self.to_out):
+            return self._whole(normed, chunks)
         held = state.held if state is not None else (None,) * len(normed)
         hidden: Tensor = self.bias
         for tokens, project, hold, chunk, register in zip(
             normed, self.projections, self.holds, chunks, held, strict=True
         ):
-            rows = None if tokens is None else project(tokens)
-            hidden = hidden + hold(rows, chunk, chunks[self.target], register)
+            if hold.repeats:  # what is projected at the lower rate is less
+                rows = hold(None if tokens is None else project(tokens), chunk, chunks[self.target], register)
+            else:
+                rows = project(hold(tokens, chunk, chunks[self.target]))
+            hidden = hidden + rows
         out: Tensor = self.to_out(squared_relu(hidden))
         return out
+
+    def _whole(self, normed: Sequence[Tensor | None], chunks: Sequence[StreamChunk]) -> Tensor:
+        """For all tokens from the first on: the target's own before those of the other streams."""
+        inputs, weights, ratios = [], [], []
+        for i in (self.target, *(i for i in range(len(normed)) if i != self.target)):
+            hold, tokens = self.holds[i], normed[i]
+            assert tokens is not None
+            inputs.append(tokens if hold.repeats else hold(tokens, chunks[i], chunks[self.target]))
+            weights.append(self.projections[i].weight)
+            ratios.append(hold.source_stride // hold.target_stride if hold.repeats else 1)
+        return linear_squared_relu_linear(inputs, weights, self.to_out.weight, self.bias, ratios)
 
 
 @dataclass
@@ -118,11 +139,11 @@ class LayerMerge(nn.Module):
     def forward(
         self, streams: Sequence[Tensor], chunks: Sequence[StreamChunk], state: LayerMergeState | None = None
     ) -> list[Tensor]:
-        normed = [rms_norm(tokens) if tokens.shape[1] else None for tokens in streams]
+        normed = [rms_norm(tokens, product_dtype(tokens)) if tokens.shape[1] else None for tokens in streams]
         states = state.merges if state is not None else (None,) * len(self.merges)
         merged = list(streams)
         for merge, merge_state in zip(self.merges, states, strict=True):
             # a target without a token in this chunk has no source with a token that it would have to hold
             if chunks[merge.target].length:
-                merged[merge.target] = streams[merge.target] + merge(normed, chunks, merge_state)
+                merged[merge.target] = add_residual(merge(normed, chunks, merge_state), streams[merge.target])
         return merged

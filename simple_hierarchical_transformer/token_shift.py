@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .state import Register, StateSpec, extend_padded
+from .linear import product_dtype
+from .norm import rms_norm, shifted_rms_norm
+from .state import Register, StateSpec
 
 
 class TokenShift(nn.Module):
-    """(b, m, d) → (b, m, d): the second half of token `j` is that of token `j - g`, and zeros before the start.
+    """The norm of shifted tokens (b, m, d): the second half of token `j` is that of token `j - g`, and first zeros.
 
-    With g = 2 phase groups, tokens a b c d become  a₁0 b₁0 c₁a₂ d₁b₂.
+    With g = 2 phase groups, tokens a b c d become  a₁0 b₁0 c₁a₂ d₁b₂  before the norm. It stands before a linear map,
+    and returns what that will multiply: under autocast, halves.
     """
 
     def __init__(self, dim: int, *, stride: int, phase_groups: int) -> None:
@@ -24,6 +27,9 @@ class TokenShift(nn.Module):
         return Register(spec, stride=self.stride, keep=self.phase_groups, dim=self.dim_shifted)
 
     def forward(self, x: Tensor, state: Register | None = None) -> Tensor:
+        dtype = product_dtype(x)
+        if state is None:
+            return shifted_rms_norm(x, self.phase_groups, dtype)
         stay, shift = x.chunk(2, dim=-1)
-        shifted = extend_padded(state, shift, back=self.phase_groups)[:, : x.shape[1]]
-        return torch.cat((stay, shifted), dim=-1)
+        shifted = state.extend(shift)[:, : x.shape[1]]
+        return rms_norm(torch.cat((stay, shifted), dim=-1), dtype)

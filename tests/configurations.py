@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from simple_hierarchical_transformer import HierarchicalTransformer
+from simple_hierarchical_transformer import HierarchicalTransformer, compressor
+from simple_hierarchical_transformer import model as model_module
 from simple_hierarchical_transformer.attention import Attention
 from simple_hierarchical_transformer.chunk import StreamChunk
 from simple_hierarchical_transformer.rotary import rotary_table
@@ -25,7 +29,7 @@ def examples(quick: int, slow: int) -> settings:
 
 @st.composite
 def stream_arguments(draw: st.DrawFn) -> dict[str, Any]:
-    """Shape and merging: 1–4 streams, factors 1–16, every stride, window, width and merge option."""
+    """Shape and merging: 1–4 streams, factors 1–16, every stride, window, width, merge and kernel option."""
     factors = draw(st.lists(st.sampled_from([1, 2, 4, 8, 16]), min_size=1, max_size=4, unique=True))
     strides = [draw(st.sampled_from([s for s in (1, 2, 4, 8, 16) if factor % s == 0])) for factor in factors]
     predict = draw(st.sampled_from(factors))
@@ -48,6 +52,7 @@ def stream_arguments(draw: st.DrawFn) -> dict[str, Any]:
         "hierarchy_merge_all": several and draw(st.booleans()),
         "predict_use_all_hierarchy": several and draw(st.booleans()),
         "ignore_index": draw(st.sampled_from([-100, -1, 0, 3, VOCABULARY])),
+        "checkpoint_activations": draw(st.booleans()),
     } | {name: tuple(draw(values) for _ in factors) for name, values in per_stream.items()}
     if any(window != 0 for window in arguments["window_sizes"]):
         arguments["use_flash_attn"] = draw(st.sampled_from([None, True, False]))
@@ -117,6 +122,15 @@ def build(arguments: dict[str, Any], *, seed: int = 0, dtype: torch.dtype = torc
 def random_ids(batch: int, length: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, VOCABULARY, (batch, length), generator=generator)
+
+
+@contextmanager
+def looking_up(always: bool) -> Iterator[None]:
+    """Compressors look up the products of embeddings whatever the shapes, or never do."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (compressor, model_module):
+            patch.setattr(module, "is_faster_looked_up", lambda *shapes: always)
+        yield
 
 
 def chunk_for(module: Attention, length: int, start: int = 0, dtype: torch.dtype = torch.float64) -> StreamChunk:

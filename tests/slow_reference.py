@@ -28,7 +28,7 @@ def attention(module: Attention, x: Tensor) -> Tensor:
     """Each query on its own: itself, and `reach` tokens back in steps of `g`."""
     b, m, _ = x.shape
     groups, d = module.phase_groups, module.dim_head
-    qkv = (norm(x) @ module.to_qkv.weight.T).reshape(b, m, 3, module.heads, d)
+    qkv = (x @ module.to_qkv.weight.T).reshape(b, m, 3, module.heads, d)
     scale = (torch.arange(0, d, 2).double() + 0.4 * d) / (1.4 * d)
     scale = torch.cat((scale, scale))
     rows = []
@@ -69,7 +69,7 @@ def compressor(module: Compressor, x: Tensor) -> Tensor:
 def token_shift(x: Tensor, groups: int) -> Tensor:
     half = x.shape[-1] // 2
     shifted = [x[:, j - groups, half:] if j >= groups else torch.zeros_like(x[:, 0, half:]) for j in range(x.shape[1])]
-    return torch.cat((x[:, :, :half], torch.stack(shifted, dim=1)), dim=-1)
+    return norm(torch.cat((x[:, :, :half], torch.stack(shifted, dim=1)), dim=-1))
 
 
 def merge(module: Merge, normed: list[Tensor], strides: list[int]) -> Tensor:

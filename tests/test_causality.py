@@ -15,6 +15,7 @@ from torch import Tensor
 
 from simple_hierarchical_transformer import HierarchicalTransformer, attention, compressor
 from simple_hierarchical_transformer.compressor import Compressor
+from simple_hierarchical_transformer.norm import rms_norm
 from simple_hierarchical_transformer.state import Register
 from simple_hierarchical_transformer.token_shift import TokenShift
 
@@ -64,20 +65,20 @@ def test_no_logit_depends_on_later_ids(data: st.DataObject, arguments: dict[str,
 
 def shift_off_by_one(self: TokenShift, x: Tensor, state: Register | None = None) -> Tensor:
     stay, shift = x.chunk(2, dim=-1)
-    return torch.cat((stay, F.pad(shift, (0, 0, 0, self.phase_groups))[:, self.phase_groups :]), dim=-1)
+    return rms_norm(torch.cat((stay, F.pad(shift, (0, 0, 0, self.phase_groups))[:, self.phase_groups :]), dim=-1))
 
 
 def no_left_pad(state: Register | None, new: Tensor, back: int) -> Tensor:
     return F.pad(new, (0, 0, 0, back))
 
 
-def centred_window(q: Tensor, k: Tensor, v: Tensor, window: int, fused: bool | None, xpos: bool) -> Tensor:
+def centred_window(q: Tensor, k: Tensor, v: Tensor, window: int, groups: int) -> Tensor:
     position = torch.arange(q.shape[-2])
     mask = (position[:, None] - position).abs() <= (window + 1) // 2
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def block_mean(self: Compressor, x: Tensor, skip: int = 0, state: Register | None = None) -> Tensor:
+def block_mean(self: Compressor, x: Tensor, *others: object) -> Tensor:
     c, s = self.compress_factor, self.stride
     length = -(-x.shape[1] // s)
     blocks = F.pad(x, (0, 0, 0, c + s)).unfold(1, c, s)[:, :length]
@@ -87,7 +88,7 @@ def block_mean(self: Compressor, x: Tensor, skip: int = 0, state: Register | Non
 FAULTS: dict[str, tuple[Any, str, Callable[..., Tensor]]] = {
     "a shift off by one": (TokenShift, "forward", shift_off_by_one),
     "a missing left pad": (compressor, "extend_padded", no_left_pad),
-    "a centred window": (attention, "attend_phase", centred_window),
+    "a centred window": (attention, "attend_blockwise", centred_window),
     "a block mean": (Compressor, "forward", block_mean),
 }
 FAULTY = {

@@ -12,8 +12,10 @@ from configurations import build, examples, model_arguments, random_ids
 from hypothesis import given
 from torch import Tensor, nn
 
-from simple_hierarchical_transformer import CheckpointError, HierarchicalTransformer
+from simple_hierarchical_transformer import CheckpointError, HierarchicalTransformer, checkpoint
+from simple_hierarchical_transformer.arguments import to_arguments
 from simple_hierarchical_transformer.checkpoint import write_atomically
+from simple_hierarchical_transformer.config import ModelConfig
 
 ARGUMENTS: dict[str, Any] = {
     "num_tokens": 11, "dim": (8, 4), "depth": 2, "seq_len": 16, "dim_head": 2, "heads": 2,
@@ -131,6 +133,33 @@ def test_sequence_length_and_windows_change_no_parameter(tmp_path: Path) -> None
     assert loaded(random_ids(1, 64, seed=0)).shape == (1, 64, 11)
     with pytest.raises(ValueError, match=r"dim can't be changed.*seq_len, window_sizes"):
         HierarchicalTransformer.from_pretrained(tmp_path, dim=16)
+
+
+def test_checkpointing_changes_no_parameter(tmp_path: Path) -> None:
+    HierarchicalTransformer(**ARGUMENTS).save_pretrained(tmp_path)
+    loaded = HierarchicalTransformer.from_pretrained(tmp_path, checkpoint_activations=True)
+    assert loaded.config.checkpoint_activations
+    loaded.save_pretrained(tmp_path)
+    assert HierarchicalTransformer.from_pretrained(tmp_path).config.checkpoint_activations
+    assert not HierarchicalTransformer.from_pretrained(
+        tmp_path, checkpoint_activations=False
+    ).config.checkpoint_activations
+
+
+def test_a_file_that_is_older_than_an_argument_has_its_default_and_may_be_given_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def older(config: ModelConfig) -> dict[str, Any]:
+        return {name: value for name, value in to_arguments(config).items() if name != "checkpoint_activations"}
+
+    monkeypatch.setattr(checkpoint, "to_arguments", older)
+    model = HierarchicalTransformer(**ARGUMENTS)
+    model.save_pretrained(tmp_path)
+    assert "checkpoint_activations" not in (tmp_path / "config.json").read_text()
+    assert HierarchicalTransformer.from_pretrained(tmp_path).config == model.config
+    assert HierarchicalTransformer.from_pretrained(tmp_path, checkpoint_activations=True).config.checkpoint_activations
+    with pytest.raises(ValueError, match="takes no argument checkpoint_activation: it takes"):
+        HierarchicalTransformer.from_pretrained(tmp_path, checkpoint_activation=True)
 
 
 def test_objects_that_no_file_can_hold_are_given_again(tmp_path: Path) -> None:

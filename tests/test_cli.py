@@ -93,20 +93,23 @@ def test_flags_reach_the_run_and_all_others_keep_their_default(monkeypatch: pyte
     assert run("train")[0] == 0
     flags = (
         "--data a b --out c --steps 5 --minutes 0.5 --seed 7 --device cpu --batch-size 3 --seq-len 64 --muon-lr 0.02 "
-        "--adamw-lr 0.001 --validate-every 9 --sample-length 1 --dim 16 32 --depth 2 --heads 3 --dim-head 8 "
-        "--ff-mult 2.5 --hierarchies 1 4 --stride 1 2 --window-sizes none 8 --prophet-loss-weight 0.2"
+        "--adamw-lr 0.001 --compile --validate-every 9 --sample-length 1 --dim 16 32 --depth 2 --heads 3 --dim-head 8 "
+        "--ff-mult 2.5 --hierarchies 1 4 --stride 1 2 --window-sizes none 8 --prophet-loss-weight 0.2 "
+        "--checkpoint-activations"
     )
     assert run("train", *flags.split())[0] == 0
     assert configs[0] == TrainConfig()
     assert vars(configs[1]) == {
         **vars(TrainConfig()),
         **{"data": (Path("a"), Path("b")), "out": Path("c"), "steps": 5, "minutes": 0.5, "seed": 7, "device": "cpu"},
-        **{"batch_size": 3, "seq_len": 64, "muon_lr": 0.02, "adamw_lr": 0.001, "validate_every": 9, "sample_length": 1},
+        **{"batch_size": 3, "seq_len": 64, "muon_lr": 0.02, "adamw_lr": 0.001, "compile": True, "validate_every": 9},
+        "sample_length": 1,
         "model": configs[1].model,
     }
     assert vars(configs[1].model) == {
         **{"dim": (16, 32), "depth": 2, "heads": 3, "dim_head": 8, "ff_mult": 2.5, "hierarchies": (1, 4)},
         **{"hierarchical_stride": (1, 2), "window_sizes": (None, 8), "prophet_loss_weight": 0.2},
+        "checkpoint_activations": True,
     }
     assert run("train")[0] == 130  # an interrupted run
 
@@ -134,7 +137,7 @@ def test_the_package_and_the_help_need_no_extra() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, env=ENVIRONMENT, encoding="utf-8")
     assert done.returncode == 0
-    assert "train | generate" in done.stdout
+    assert "train | generate | describe" in done.stdout
 
 
 @pytest.mark.parametrize("missing", ["accelerate", "tqdm"])
@@ -241,7 +244,7 @@ def test_a_model_with_a_prophet_loss_is_trained_and_writes_speculatively(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "the following arguments are required: train | generate; see hierarchical-transformer --help"),
+        ("", "the following arguments are required: train | generate | describe; see hierarchical-transformer --help"),
         ("learn", "invalid choice: 'learn'"),
         ("train --step 3", "unrecognized arguments: --step 3; see hierarchical-transformer train --help"),
         ("train --steps few", "argument --steps: invalid int value: 'few'"),

@@ -60,6 +60,7 @@ CONSTRUCTOR: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"num_tokens": True}, TypeError, ["num_tokens", "whole number", "True"]),
     ({"ff_mult": 0}, ValueError, ["ff_mult", "above 0", "got 0"]),
     ({**TWO, "recon_loss_weight": -0.1}, ValueError, ["recon_loss_weight", "at least 0", "got -0.1"]),
+    ({"checkpoint_activations": 1}, TypeError, ["checkpoint_activations", "True or False", "got 1 of type int"]),
     ({"use_flash_attn": "yes"}, TypeError, ["use_flash_attn", "True or False", "'yes'"]),
     ({"prophet_loss_weight": 0.1}, ValueError, ["prophet_loss_weight=0.1", "no effect", "factor above 1", "leave"]),
     ({**TWO, "rq_codebook_size": 16}, ValueError, ["rq_codebook_size=16", "no effect", "prophet_loss_use_quantized"]),
@@ -359,6 +360,7 @@ def test_merges_can_not_be_switched_off_halfway(model: HierarchicalTransformer) 
 def test_only_fused_kernels_means_only_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no fused kernel, use_flash_attn=True says so instead of quietly taking another path."""
     monkeypatch.setattr(attention, "FUSED_KERNELS", [SDPBackend.CUDNN_ATTENTION])  # which no CPU has
+    monkeypatch.setattr(attention, "is_for_blockwise", lambda *_: False)
     fused = HierarchicalTransformer(**SHAPE, **TWO, use_flash_attn=True)
     with pytest.raises(ValueError, match=says(["use_flash_attn=True", "no fused", "float32 on cpu", "None"])):
         fused(IDS)

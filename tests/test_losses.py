@@ -11,7 +11,11 @@ from torch import Tensor
 
 from simple_hierarchical_transformer import HierarchicalTransformer, Losses
 from simple_hierarchical_transformer.losses import cross_entropy as chunked
-from simple_hierarchical_transformer.losses.cross_entropy import linear_cross_entropy
+from simple_hierarchical_transformer.losses.cross_entropy import (
+    Question,
+    linear_cross_entropies,
+    linear_cross_entropy,
+)
 from simple_hierarchical_transformer.losses.next_latent import ChunkSummarizer
 
 PADDING = -1
@@ -270,44 +274,67 @@ def test_padding_is_ignored_whatever_id_stands_for_it() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_chunked_cross_entropy_equals_the_plain_one(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    x, weight = (
-        torch.randn(3, 50, 8, dtype=dtype, requires_grad=True),
-        torch.randn(90, 8, dtype=dtype, requires_grad=True),
-    )
-    target, valid = torch.randint(0, 90, (3, 50)), torch.rand(3, 50) < 0.7
-    results = []
-    for threshold in (1 << 60, 0):
-        monkeypatch.setattr(chunked, "CHUNKED_ABOVE", threshold)
-        monkeypatch.setattr(chunked, "CHUNK_LOGITS", 90 * 64)
-        loss = linear_cross_entropy(x, weight, target, valid)
-        results.append((loss, *torch.autograd.grad(loss, (x, weight), retain_graph=True)))
-        again = torch.autograd.grad(loss, (x, weight))  # a second pass over the same graph, as some loops take
-        assert all(torch.equal(a, b) for a, b in zip(again, results[-1][1:], strict=True))
-    logits = (x @ weight.T)[valid]
-    expected = F.cross_entropy(logits, target[valid])
-    results.append((expected, *torch.autograd.grad(expected, (x, weight))))
-    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
-    for values in zip(*results, strict=True):
-        assert max((value - values[-1]).abs().max() for value in values) < tolerance
-
-
-@pytest.mark.parametrize("threshold", [0, 1 << 60])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_cross_entropy_is_summed_in_float32(
-    threshold: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("logits", [90 * 64, 1 << 23])
+def test_chunked_cross_entropies_equal_plain_ones(
+    logits: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float16 the sum over a long batch was infinite, and in bfloat16 it had two digits."""
-    monkeypatch.setattr(chunked, "CHUNKED_ABOVE", threshold)
+    """The sum, the means, and their gradients: of the sum, asked twice, of one mean, and of sum and mean together."""
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", logits)
     torch.manual_seed(0)
-    x, weight = torch.randn(20_000, 8, dtype=dtype), torch.randn(90, 8, dtype=dtype)
+    x, y, weight = (torch.randn(*shape, 8, dtype=dtype, requires_grad=True) for shape in ((3, 50), (3, 7, 4), (90,)))
+    inputs, shares = (x, y, weight), (0.7, 0.1)
+    questions = [
+        Question(rows, torch.randint(0, 90, rows.shape[:-1]), torch.rand(rows.shape[:-1]) < 0.7) for rows in (x, y)
+    ]
+    plain = [F.cross_entropy((q.x @ weight.T)[q.valid], q.target[q.valid]) for q in questions]
+    total, means = linear_cross_entropies(questions, weight, shares)
+    expected_total = shares[0] * plain[0] + shares[1] * plain[1]
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    for got, expected in ((total, expected_total), *zip(means, plain, strict=True)):
+        assert (got - expected).abs() < tolerance
+    asked = [(total, expected_total)] * 2 + [
+        (means[1], plain[1]),
+        (total + 3 * means[0], expected_total + 3 * plain[0]),
+    ]
+    for got, expected in asked:
+        gradients = torch.autograd.grad(got, inputs, retain_graph=True)
+        oracle = torch.autograd.grad(expected, inputs, retain_graph=True, allow_unused=True)
+        for own, other in zip(gradients, oracle, strict=True):
+            assert (own - (0 if other is None else other)).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("needed", ["x", "weight"])
+def test_cross_entropy_takes_only_the_gradients_that_are_needed(needed: str) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(20, 8, requires_grad=needed == "x"), torch.randn(90, 8, requires_grad=needed == "weight")
+    loss = linear_cross_entropy(Question(x, torch.randint(0, 90, (20,)), torch.ones(20, dtype=torch.bool)), weight)
+    loss.backward()
+    assert (x.grad is not None, weight.grad is not None) == (needed == "x", needed == "weight")
+
+
+@pytest.mark.parametrize("valid", [torch.zeros(20, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)])
+def test_cross_entropy_without_a_target_is_zero_with_zero_gradients(valid: torch.Tensor) -> None:
+    x, weight = torch.randn(len(valid), 8, requires_grad=True), torch.randn(90, 8, requires_grad=True)
+    loss = linear_cross_entropy(Question(x, torch.zeros(len(valid), dtype=torch.long), valid), weight)
+    loss.backward()
+    assert loss == 0 and weight.grad.abs().max() == 0 and x.grad.shape == x.shape and not x.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cross_entropy_is_summed_in_float32(dtype: torch.dtype) -> None:
+    """In float16 the sum over a long batch was infinite, and in bfloat16 it had two digits."""
+    torch.manual_seed(0)
+    x, weight = (torch.randn(n, 8, dtype=dtype, requires_grad=True) for n in (20_000, 90))
     target = torch.randint(0, 90, (20_000,))
-    loss = linear_cross_entropy(x, weight, target, torch.ones_like(target, dtype=torch.bool))
-    assert loss.dtype == torch.float32
-    assert (loss - F.cross_entropy(x.float() @ weight.float().T, target)).abs() < 0.01
+    exact = F.cross_entropy(x.float() @ weight.float().T, target)
+    oracle = torch.autograd.grad(exact, (x, weight))
+    loss = linear_cross_entropy(Question(x, target, torch.ones_like(target, dtype=torch.bool)), weight)
+    assert loss.dtype == torch.float32 and (loss - exact).abs() < 0.01
+    for own, other in zip(torch.autograd.grad(loss, (x, weight)), oracle, strict=True):
+        assert own.dtype == dtype and (own - other).abs().max() < 0.02 * other.abs().max()
     with torch.autocast("cpu", dtype):
-        mixed = linear_cross_entropy(x.float(), weight.float(), target, torch.ones_like(target, dtype=torch.bool))
+        question = Question(x.float(), target, torch.ones_like(target, dtype=torch.bool))
+        mixed = linear_cross_entropy(question, weight.float())
     assert mixed.dtype == torch.float32 and (mixed - loss).abs() < 0.01
 
 

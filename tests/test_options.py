@@ -58,6 +58,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "ignore_index": ({}, 3),
     "use_flash_attn": ({}, False),
     "use_xpos": ({}, True),
+    "checkpoint_activations": ({}, True),
 }
 
 
@@ -77,7 +78,9 @@ def fingerprint(arguments: dict[str, Any]) -> dict[str, Any]:
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
     ids = torch.randint(0, 11, (2, 13), generator=torch.Generator().manual_seed(2))
-    loss, _ = model(ids, return_loss=True)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.detach()) or kept[-1], lambda x: x):
+        loss, _ = model(ids, return_loss=True)
     loss.backward()
     state = model.init_state(2, max_rewind=0)
     for chunk in ids.repeat(1, 3).split(6, dim=1):
@@ -88,6 +91,7 @@ def fingerprint(arguments: dict[str, Any]) -> dict[str, Any]:
         "decoded": logits.tolist(),
         "loss": loss.item(),
         "gradient": model.token_emb.weight.grad.tolist(),
+        "kept for the backward pass": [tuple(tensor.shape) for tensor in kept],
         "state": state.nbytes,
         "kernels": kernels(model, ids),
     }

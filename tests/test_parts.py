@@ -15,13 +15,19 @@ from torch import Tensor, nn
 
 from simple_hierarchical_transformer import HierarchicalTransformer
 from simple_hierarchical_transformer import attention as attention_module
+from simple_hierarchical_transformer import blockwise as blockwise_module
 from simple_hierarchical_transformer import linear as linear_module
-from simple_hierarchical_transformer.activation import squared_relu
+from simple_hierarchical_transformer import squared_relu as squared_relu_module
 from simple_hierarchical_transformer.attention import Attention, attend_chunk_and_halo, attend_local, band
+from simple_hierarchical_transformer.blocks import blocks
+from simple_hierarchical_transformer.blockwise import attend_blockwise
 from simple_hierarchical_transformer.chunk import StreamChunk
 from simple_hierarchical_transformer.compressor import Compressor
 from simple_hierarchical_transformer.merge import Merge
-from simple_hierarchical_transformer.norm import rms_norm
+from simple_hierarchical_transformer.norm import rms_norm, shifted_rms_norm
+from simple_hierarchical_transformer.queries_keys_values import queries_keys_values
+from simple_hierarchical_transformer.rotary import rotary_table, rotate
+from simple_hierarchical_transformer.squared_relu import linear_squared_relu_linear, slope, squared_relu
 from simple_hierarchical_transformer.state import StateSpec, copy_all
 from simple_hierarchical_transformer.token_shift import TokenShift
 
@@ -93,15 +99,95 @@ def test_windowed_attention_equals_that_of_local_attention(window: int, back: in
     assert_same_function(halo, lambda: attend_local(q, k, v, window), q, k, v)
 
 
-def test_long_windowed_attention_takes_the_path_with_a_halo(monkeypatch: pytest.MonkeyPatch) -> None:
+def attend_by_mask(q: Tensor, k: Tensor, v: Tensor, window: int, groups: int) -> Tensor:
+    back = torch.arange(q.shape[2])[:, None] - torch.arange(q.shape[2])
+    visible = (back >= 0) & (back <= window * groups) & (back % groups == 0)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+
+
+@examples(quick=60, slow=500)
+@given(
+    batch=st.integers(1, 4),
+    length=st.one_of(st.integers(1, 40), st.integers(1, 500)),
+    window=st.one_of(st.integers(1, 40), st.integers(1, 300)),
+    groups=st.sampled_from([1, 2, 4]),
+    dim_head=st.sampled_from([2, 8]),
+    contiguous=st.booleans(),
+    seed=SEEDS,
+)
+def test_blockwise_attention_equals_attention_by_a_mask(
+    batch: int, length: int, window: int, groups: int, dim_head: int, contiguous: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    qkv = torch.randn(batch, length, 3, 2, dim_head, dtype=torch.float64, requires_grad=True)
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+    if contiguous:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    blockwise = lambda: attend_blockwise(q, k, v, window, groups)  # noqa: E731
+    assert_same_function(blockwise, lambda: attend_by_mask(q, k, v, window, groups), qkv)
+    single = attend_blockwise(q.float(), k.float(), v.float(), window, groups)
+    assert (single - blockwise()).abs().max() < 1e-5
+
+
+def test_a_halo_that_is_too_short_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = blockwise_module.pieces
+    cut = lambda rows, window: [piece._replace(halo=max(piece.halo - 1, 0)) for piece in whole(rows, window)]  # noqa: E731
+    q, k, v = (torch.randn(1, 2, 100, 4, dtype=torch.float64) for _ in range(3))
+    right = attend_by_mask(q, k, v, 9, 1)
+    assert (attend_blockwise(q, k, v, 9, 1) - right).abs().max() < 1e-10
+    monkeypatch.setattr(blockwise_module, "pieces", cut)
+    assert (attend_blockwise(q, k, v, 9, 1) - right).abs().max() > 1e-3
+
+
+def test_attention_takes_the_path_that_is_made_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
-    for name in ("attend_chunk_and_halo", "attend_local"):
+    for name in ("attend_blockwise", "attend_chunk_and_halo", "attend_local"):
         original = getattr(attention_module, name)
         monkeypatch.setattr(attention_module, name, lambda *args, o=original, n=name: taken.append(n) or o(*args))
     for fused in (None, True, False):
         module = Attention(8, 4, 2, stride=1, phase_groups=1, reach=5, use_flash_attn=fused, use_xpos=False)
         module(torch.randn(1, 100, 8), chunk_for(module, 100, dtype=torch.float32))
-    assert taken == ["attend_chunk_and_halo", "attend_chunk_and_halo", "attend_local"]
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(attention_module, "is_for_blockwise", lambda *_: False)
+            module(torch.randn(1, 100, 8), chunk_for(module, 100, dtype=torch.float32))
+    chunk_and_halo = ["attend_blockwise", "attend_chunk_and_halo"]
+    assert taken == [*chunk_and_halo, *chunk_and_halo, "attend_local", "attend_local"]
+
+
+@examples(quick=25, slow=200)
+@given(batch=st.integers(1, 3), length=st.integers(1, 40), dim_head=st.sampled_from([2, 4, 6]), seed=SEEDS)
+def test_queries_and_keys_are_normed_and_turned_and_values_are_not(
+    batch: int, length: int, dim_head: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(batch, length, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3 * 2 * dim_head, 6, dtype=torch.float64, requires_grad=True)
+    rotary = rotary_table(torch.arange(3, 3 + length), dim_head, torch.float64)
+
+    def plain() -> Tensor:
+        q, k, v = (x @ weight.T).unflatten(2, (3, 2, dim_head)).permute(2, 0, 3, 1, 4)
+        return torch.stack((rotate(slow_reference.norm(q), rotary), rotate(slow_reference.norm(k), rotary), v))
+
+    assert_same_function(lambda: torch.stack(queries_keys_values(x, weight, rotary, 2)), plain, x, weight)
+
+
+def test_a_map_that_somebody_replaced_or_listens_to_is_called() -> None:
+    """Its weight isn't taken past it: adapters and hooks see every call."""
+    model = HierarchicalTransformer(
+        num_tokens=16, dim=8, depth=1, dim_head=4, heads=2, hierarchies=(1, 2), hierarchical_stride=(1, 2)
+    ).double()
+    ids = torch.randint(0, 16, (2, 30))
+    expected, _ = model(ids, return_loss=True)
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    maps = {name: module for name, module in model.layers.named_modules() if isinstance(module, linear_module.Linear)}
+    called: set[str] = set()
+    for name, module in maps.items():
+        module.register_forward_hook(lambda *_, name=name: called.add(name))
+    loss, _ = model(ids, return_loss=True)
+    assert called == set(maps)
+    assert (loss - expected).abs() < 1e-12
+    for one, other in zip(torch.autograd.grad(loss, list(model.parameters())), gradients, strict=True):
+        assert (one - other).abs().max() < 1e-12
 
 
 def test_xpos_stays_finite_and_exact_over_a_long_full_window() -> None:
@@ -144,7 +230,7 @@ def test_token_shift_equals_its_definition(groups: int, length: int, seed: int) 
 def test_token_shift_of_two_phases() -> None:
     x = torch.tensor([[[10.0, 1.0], [20.0, 2.0], [30.0, 3.0], [40.0, 4.0]]])
     shifted = TokenShift(2, stride=1, phase_groups=2)(x)
-    assert shifted.tolist() == [[[10, 0], [20, 0], [30, 1], [40, 2]]]
+    assert torch.equal(shifted, rms_norm(torch.tensor([[[10.0, 0], [20, 0], [30, 1], [40, 2]]])))
 
 
 @examples(quick=25, slow=200)
@@ -181,23 +267,68 @@ def test_rms_norm_equals_its_definition() -> None:
     assert zero.grad is not None and zero.grad.isfinite().all()
 
 
-def test_squared_relu_equals_its_definition() -> None:
-    x = torch.randn(3, 50, dtype=torch.float64, requires_grad=True)
-    assert_same_function(lambda: squared_relu(x), lambda: x.relu() ** 2, x)
+@examples(quick=25, slow=200)
+@given(
+    ratios=st.lists(st.sampled_from([1, 1, 2, 4]), max_size=3),
+    length=st.integers(1, 20),
+    has_bias=st.booleans(),
+    seed=SEEDS,
+)
+def test_maps_with_a_squared_relu_between_equal_their_definition(
+    ratios: list[int], length: int, has_bias: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    ratios = [1, *ratios]
+    double = {"dtype": torch.float64, "requires_grad": True}
+    inputs = [torch.randn(2, -(-length // ratio), 3 + i, **double) for i, ratio in enumerate(ratios)]
+    weights = [torch.randn(7, x.shape[-1], **double) for x in inputs]
+    to_out, bias = torch.randn(4, 7, **double), torch.randn(7, **double) if has_bias else None
+
+    def plain() -> Tensor:
+        sums = torch.zeros(7, dtype=torch.float64) if bias is None else bias
+        for x, weight, ratio in zip(inputs, weights, ratios, strict=True):
+            sums = sums + (x @ weight.T).repeat_interleave(ratio, dim=1)[:, :length]
+        return sums.relu() ** 2 @ to_out.T
+
+    own = lambda: linear_squared_relu_linear(inputs, weights, to_out, bias, ratios)  # noqa: E731
+    assert_same_function(own, plain, *inputs, *weights, to_out, *([bias] if bias is not None else []))
+    with pytest.MonkeyPatch.context() as patch:  # many parts, as wide models have
+        patch.setattr(squared_relu_module, "CACHED", 14)
+        patch.setattr(squared_relu_module, "MULTIPLIED", 14)
+        assert_same_function(own, plain, *inputs, *weights, to_out)
 
 
-@pytest.mark.parametrize("function", [rms_norm, squared_relu])
-def test_our_own_backward_passes_equal_finite_differences(function: Callable[[Tensor], Tensor]) -> None:
-    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(function, x)
+def test_our_own_backward_passes_equal_finite_differences() -> None:
+    x, weight, to_out = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 4, 6), (5, 6), (3, 5)))
+    for variable in (x, weight, to_out):
+        variable.requires_grad_()
+    assert torch.autograd.gradcheck(rms_norm, x)
+    assert torch.autograd.gradcheck(lambda x: shifted_rms_norm(x, 2, x.dtype), x)
+    assert torch.autograd.gradcheck(
+        lambda *args: linear_squared_relu_linear([args[0]], [args[1]], args[2]), (x, weight, to_out)
+    )
+
+
+@pytest.mark.parametrize("frozen", range(4))
+def test_frozen_weights_get_no_gradient_and_change_none(frozen: int) -> None:
+    model = HierarchicalTransformer(num_tokens=16, dim=8, depth=1, dim_head=4, heads=2, hierarchies=(1, 2)).double()
+    ids = torch.randint(0, 16, (2, 30))
+    model(ids, return_loss=True)[0].backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    for i, p in enumerate(model.parameters()):
+        p.grad = None
+        p.requires_grad_(i % 4 != frozen)
+    model(ids, return_loss=True)[0].backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == p.requires_grad
+        assert p.grad is None or (p.grad - expected[name]).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_squared_relu_has_finite_gradients_in_every_type(dtype: torch.dtype) -> None:
+def test_the_slope_of_the_squared_relu_is_finite_in_every_type(dtype: torch.dtype) -> None:
     """A guard of 1e-30 is 0 in float16, and made the gradient of every unit that is off NaN."""
-    x = torch.tensor([-1.0, 0.0, 0.01, 0.5, 3.0], dtype=dtype, requires_grad=True)
-    squared_relu(x).sum().backward()
-    assert x.grad is not None and torch.allclose(x.grad, 2 * x.detach().relu(), rtol=0.02)
+    x = torch.tensor([-1.0, 0.0, 0.01, 0.5, 3.0], dtype=dtype)
+    assert torch.allclose(slope(squared_relu(x)), 2 * x.relu(), rtol=0.02)
 
 
 def test_a_long_chunk_after_a_short_one_takes_linear_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,3 +387,24 @@ def test_single_steps_of_a_wide_model_equal_the_whole() -> None:
             state = model.init_state(2)
             steps = torch.cat([model(part, state=state) for part in ids.split(chunk, dim=1)], dim=1)
             assert (steps - model(ids)).abs().max() < 1e-5
+
+
+@examples(quick=50, slow=500)
+@given(
+    batch=st.integers(1, 5),
+    length=st.integers(1, 50),
+    width=st.integers(1, 9),
+    most=st.integers(1, 300),
+    multiple=st.sampled_from([1, 2, 4]),
+)
+def test_blocks_are_all_tokens_once_and_not_too_many_at_a_time(
+    batch: int, length: int, width: int, most: int, multiple: int
+) -> None:
+    count = torch.zeros(batch, length)
+    for own in blocks((batch, length, width), count.device, most=most, multiple=multiple):
+        count[own] += 1
+        assert count[own].numel() * width <= max(most, multiple * width)
+        assert own[1].start % multiple == 0
+    assert (count == 1).all()
+    everything = (slice(0, batch), slice(0, length))
+    assert list(blocks((batch, length, width), torch.device("meta"), most=most)) == [everything]

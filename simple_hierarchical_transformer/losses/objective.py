@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..modules import module_list
 from . import Losses
-from .cross_entropy import linear_cross_entropy
+from .cross_entropy import Question, linear_cross_entropies
 from .hierarchical_ar import HierarchicalARLoss
 from .next_latent import NextLatentLoss
 from .quantized_prophet import FrozenQuantizer, QuantizedProphetLoss
@@ -85,34 +85,34 @@ class Objective(nn.Module):
         seen, seen_valid = targets[:, :-1], valid[:, :-1]
         codes = self.codes(compressed, embeds) if config.prophet.use_quantized and config.prophet.weight > 0 else []
 
-        cross_entropy = linear_cross_entropy(hidden, output_weight, targets[:, 1:], valid[:, 1:])
-        reconstruction, hierarchical_ar, prophet, next_latent = {}, {}, {}, {}
+        # what the output head is asked, at once
+        next_token = Question(hidden, targets[:, 1:], valid[:, 1:])
+        reconstructions: dict[int, Question] = {}
+        prophecies: dict[int, Question] = {}
+        hierarchical_ar, prophet, next_latent = {}, {}, {}
         for i, s in enumerate(config.streams):
             key, c, x = str(i), s.compress_factor, embeds[i]
-            token_valid = seen_valid[
-                :, :: s.stride
-            ]  # for latents and codes: a token counts where the input at its own position does
+            # for latents and codes: a token counts where the input at its own position does
+            token_valid = seen_valid[:, :: s.stride]
             if key in self.reconstruction:
-                reconstruction[c] = self.reconstruction[key](x, seen, seen_valid, output_weight)
+                reconstructions[c] = self.reconstruction[key](x, seen, seen_valid)
             if key in self.hierarchical_ar:
                 hierarchical_ar[c] = self.hierarchical_ar[key](x, token_valid)
             if key in self.prophet and config.prophet.use_quantized:
                 prophet[c] = self.prophet[key](x, codes[i], token_valid)
             elif key in self.prophet:
-                prophet[c] = self.prophet[key](x, targets, valid, output_weight)
+                prophecies[c] = self.prophet[key](x, targets, valid)
             if key in self.next_latent:
                 next_latent[c] = self.next_latent[key](x, embedded, token_valid)
-        return self._sum(cross_entropy, reconstruction, hierarchical_ar, prophet, next_latent)
 
-    def _sum(
-        self,
-        cross_entropy: Tensor,
-        reconstruction: Mapping[int, Tensor],
-        hierarchical_ar: Mapping[int, Tensor],
-        prophet: Mapping[int, Tensor],
-        next_latent: Mapping[int, Tensor],
-    ) -> tuple[Tensor, Losses]:
-        config, zero = self.config, cross_entropy.new_zeros(())
+        questions = [next_token, *reconstructions.values(), *prophecies.values()]
+        shares = [1.0, *[config.reconstruction_weight] * len(reconstructions)]
+        shares += [config.prophet.weight] * len(prophecies)
+        loss, (cross_entropy, *means) = linear_cross_entropies(questions, output_weight, shares)
+        reconstruction = dict(zip(reconstructions, means, strict=False))
+        prophet |= dict(zip(prophecies, means[len(reconstructions) :], strict=True))
+
+        zero = cross_entropy.new_zeros(())
         losses = Losses(
             cross_entropy=cross_entropy,
             reconstruction=sum(reconstruction.values(), zero),
@@ -124,12 +124,9 @@ class Objective(nn.Module):
             prophet_by_stream=prophet,
             next_latent_by_stream=next_latent,
         )
-        loss = (
-            cross_entropy
-            + config.reconstruction_weight * losses.reconstruction
-            + config.hierarchical_ar_weight * losses.hierarchical_ar
-            + config.prophet.weight * losses.prophet
-        )
+        loss = loss + config.hierarchical_ar_weight * losses.hierarchical_ar
+        if config.prophet.use_quantized:
+            loss = loss + config.prophet.weight * losses.prophet
         for stream, weight in zip(config.streams, config.next_latent.weights, strict=True):
             if stream.compress_factor in next_latent:
                 loss = loss + weight * next_latent[stream.compress_factor]

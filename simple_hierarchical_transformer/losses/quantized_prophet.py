@@ -10,9 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .cross_entropy import linear_cross_entropy
+from .cross_entropy import Question, linear_cross_entropy
 
 SEED = 2202_01855  # of the frozen projections and codebooks; they are derived from it, so no checkpoint holds them
+
+
+def as_initialized(data: Tensor, mask: Tensor | None = None) -> None:
+    """What a codebook does about its codes before it is used, when it has them."""
 
 
 class FrozenQuantizer(nn.Module):
@@ -34,6 +38,8 @@ class FrozenQuantizer(nn.Module):
         finally:
             torch.set_default_dtype(default_type)
         for module in self.quantizer.modules():  # what is derived is neither trained nor saved
+            if hasattr(module, "init_embed_"):  # asked at each call, which no compiler can follow
+                module.init_embed_ = as_initialized
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module.register_buffer(name, buffer, persistent=False)
             for name, parameter in list(module.named_parameters(recurse=False)):
@@ -69,5 +75,8 @@ class QuantizedProphetLoss(nn.Module):
         groups = self.phase_groups
         weights = self.to_codes.weight.chunk(self.num_codebooks)
         predicting, targets, valid = embeds[:, :-groups], codes[:, groups:], valid[:, groups:]
-        losses = [linear_cross_entropy(predicting, weight, targets[..., q], valid) for q, weight in enumerate(weights)]
+        losses = [
+            linear_cross_entropy(Question(predicting, targets[..., q], valid), weight)
+            for q, weight in enumerate(weights)
+        ]
         return torch.stack(losses).mean()

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..linear import Linear
-from .cross_entropy import linear_cross_entropy
+from .cross_entropy import Question
 
 
 class TokensLoss(nn.Module):
@@ -29,14 +29,13 @@ class TokensLoss(nn.Module):
         vectors: Tensor = rearrange(self.to_tokens(embeds), "b m (c d) -> b m c d", c=self.compress_factor)
         return vectors
 
-    def ask(self, embeds: Tensor, first: int, ahead: int, ids: Tensor, valid: Tensor, output_weight: Tensor) -> Tensor:
-        """Mean cross-entropy of the input tokens p-c+1+ahead … p+ahead that are in the text and valid.
+    def ask(self, embeds: Tensor, first: int, ahead: int, ids: Tensor, valid: Tensor) -> Question:
+        """For the input tokens p-c+1+ahead … p+ahead that are in the text and valid.
 
         Args:
             embeds: coarse tokens (b, m, dim), of which `first` and every g-th after it are asked; theirs is the `p`.
             ids: (b, n), and
             valid: (b, n), which of them count.
-            output_weight: (vocabulary, dim_head)
         """
         c, n = self.compress_factor, ids.shape[1]
         asked = self.vectors(embeds[:, first :: self.phase_groups])
@@ -44,7 +43,7 @@ class TokensLoss(nn.Module):
         positions = rearrange(end, "m -> m 1") + torch.arange(1 - c, 1, device=ids.device)
         inside = (positions >= 0) & (positions < n)
         positions = positions.clamp(0, n - 1)
-        return linear_cross_entropy(asked, output_weight, ids[:, positions], valid[:, positions] & inside)
+        return Question(asked, ids[:, positions], valid[:, positions] & inside)
 
 
 class ReconstructionLoss(TokensLoss):
@@ -54,9 +53,9 @@ class ReconstructionLoss(TokensLoss):
     stride 1 and 10 inputs, those at 1, 5 and 9: [·, ·, 0, 1] [2 … 5] [6 … 9].
     """
 
-    def forward(self, embeds: Tensor, ids: Tensor, valid: Tensor, output_weight: Tensor) -> Tensor:
-        """Of `embeds` (b, m, dim), `ids` and `valid` (b, n), and the output head's weight (vocabulary, dim_head)."""
-        return self.ask(embeds, (embeds.shape[1] - 1) % self.phase_groups, 0, ids, valid, output_weight)
+    def forward(self, embeds: Tensor, ids: Tensor, valid: Tensor) -> Question:
+        """Of `embeds` (b, m, dim), `ids` and `valid` (b, n)."""
+        return self.ask(embeds, (embeds.shape[1] - 1) % self.phase_groups, 0, ids, valid)
 
 
 class ProphetLoss(TokensLoss):
@@ -66,6 +65,6 @@ class ProphetLoss(TokensLoss):
     first.
     """
 
-    def forward(self, embeds: Tensor, ids: Tensor, valid: Tensor, output_weight: Tensor) -> Tensor:
+    def forward(self, embeds: Tensor, ids: Tensor, valid: Tensor) -> Question:
         """Of `embeds` (b, m, dim), `ids` and `valid` (b, N), where N may exceed what the embeds have seen."""
-        return self.ask(embeds, 0, self.compress_factor, ids, valid, output_weight)
+        return self.ask(embeds, 0, self.compress_factor, ids, valid)

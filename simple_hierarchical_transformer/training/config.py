@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..validation import number, whole
+from ..validation import flag, number, whole
 
 NUM_BYTES = 256
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -32,6 +32,7 @@ class ModelArguments:
     hierarchical_stride: int | Sequence[int] = (1, 8)
     window_sizes: int | Sequence[int | None] | None = (NEAR_WINDOW, None)
     prophet_loss_weight: float = 0.0
+    checkpoint_activations: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class TrainConfig:
         warmup: share of the run in which the learning rates rise from 0
         cooldown: share of the run, at its end, in which they fall to 0
         clip_norm: gradients are scaled down to this norm
+        compile: let torch.compile fuse the training step: a minute or more at the start, less for each step
         seed: of weights, batches and the sample
         device: "auto" (the fastest there is), "cpu", "cuda" or "mps"
         validate_every: steps between two validations
@@ -75,6 +77,7 @@ class TrainConfig:
     warmup: float = 0.02
     cooldown: float = 0.5
     clip_norm: float = 1.0
+    compile: bool = False
     seed: int = 0
     device: str = "auto"
     validate_every: int = 200
@@ -103,6 +106,7 @@ class TrainConfig:
             normalise(name, whole(name, getattr(self, name), least=0))
         for name in ("muon_lr", "adamw_lr", "clip_norm"):
             normalise(name, number(name, getattr(self, name), positive=True))
+        normalise("compile", flag("compile", self.compile))
         if number("warmup", self.warmup) + number("cooldown", self.cooldown) > 1:
             raise ValueError(
                 f"warmup and cooldown are shares of the run and add up to at most 1, got {self.warmup} and "

@@ -102,6 +102,8 @@ class Run:
         self.config, self.accelerator, self.split, self.report = config, accelerator, split, report
         optimizers = make_optimizers(model, config.muon_lr, config.adamw_lr)
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
+        # validation and sampling, of other shapes, stay as they are
+        self.forward = torch.compile(self.model) if config.compile else self.model
         self.metrics = MetricsLog(config.out_path)
         self.step = 0
         self.train_bits_per_byte: float | None = None
@@ -146,7 +148,7 @@ class Run:
     def take_step(self, batch: Tensor) -> float:
         """Learn from a batch `(b, n + 1)` of uint8; its cross-entropy in nats per byte, before the step."""
         ids = batch.to(self.accelerator.device).long()
-        loss, losses = self.model(ids, return_loss=True)
+        loss, losses = self.forward(ids, return_loss=True)
         self.require_finite("loss", loss.item())
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)

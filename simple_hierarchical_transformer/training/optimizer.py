@@ -30,7 +30,7 @@ def make_optimizers(model: HierarchicalTransformer, muon_lr: float, adamw_lr: fl
     """Muon (Jordan et al., 2024) for the hidden matrices and AdamW for the rest; neither decays weights."""
     matrices, rest = split_parameters(model)
     muon = Muon(matrices, lr=muon_lr, weight_decay=0.0, adjust_lr_fn="original")
-    adamw = AdamW(rest, lr=adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    adamw = AdamW(rest, lr=adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     for group in (*muon.param_groups, *adamw.param_groups):
         group["initial_lr"] = group["lr"]
     return muon, adamw

@@ -229,3 +229,18 @@ def test_a_run_started_from_within_an_earlier_one_leaves_that_as_it_was(
 def test_numbers_of_numpy_are_numbers(tiny_run: MakeRun, tmp_path: Path) -> None:
     train(tiny_run(steps=np.int64(1), muon_lr=np.float64(0.01)), report=ignore)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 1
+
+
+def test_a_compiled_run_learns_what_the_plain_one_does(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = train(tiny_run(steps=3), ignore)
+    compiled = []
+
+    def compile_quickly(module: torch.nn.Module) -> Any:
+        compiled.append(module)
+        return original(module, backend="eager")
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    again = train(tiny_run(steps=3, compile=True), ignore)
+    assert len(compiled) == 1
+    assert again.train_bits_per_byte == pytest.approx(plain.train_bits_per_byte, rel=1e-5)

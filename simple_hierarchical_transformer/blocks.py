@@ -1,0 +1,49 @@
+"""Some tokens of (b, m, …) at a time, for what a CPU computes faster where its caches hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+CACHED = 1 << 17  # elements that stay in a core's cache from one operation to the next
+MULTIPLIED = 1 << 21  # elements on which a product of matrices is as fast as on more; and their memory is reused
+SUMMED = 1 << 20  # elements of a product of halves that are added up at once
+
+
+def blocks(
+    shape: Sequence[int], device: torch.device, *, most: int = CACHED, multiple: int = 1
+) -> Iterator[tuple[slice, slice]]:
+    """Which sequences, and which of their tokens: several whole sequences, or a part of one.
+
+    Args:
+        shape: (b, m, elements of a token).
+        device: all at once, where it isn't the CPU.
+        most: elements of a block.
+        multiple: each part of a sequence begins at a multiple of so many tokens.
+    """
+    batch, length, width = shape
+    tokens = max(most // max(width, 1) // multiple, 1) * multiple
+    if device.type != "cpu" or batch * length <= tokens:
+        yield slice(0, batch), slice(0, length)
+    elif length <= tokens:
+        sequences = tokens // length
+        for first in range(0, batch, sequences):
+            yield slice(first, min(first + sequences, batch)), slice(0, length)
+    else:
+        for sequence in range(batch):
+            for start in range(0, length, tokens):
+                yield slice(sequence, sequence + 1), slice(start, min(start + tokens, length))
+
+
+def add_product(sums: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
+    """Add a @ b to `sums` (n, d), of float32 or above, which hold nothing before the first product."""
+    if a.dtype == sums.dtype:
+        torch.addmm(sums, a, b, beta=0 if is_first else 1, out=sums)
+        return
+    # a sum of two types takes copies, of which a cache likes few elements at a time
+    size = len(sums) if a.device.type != "cpu" else max(SUMMED // sums.shape[1], 1)
+    for start in range(0, len(sums), size):
+        own, product = sums[start : start + size], a[start : start + size] @ b
+        own.copy_(product) if is_first else own.add_(product)
