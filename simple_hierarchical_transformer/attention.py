@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .blockwise import attend_blockwise
 from .chunk import StreamChunk
-from .linear import Linear, has_own_backward
+from .linear import Linear, has_own_backward, linear_for_residual
 from .norm import rms_norm
 from .queries_keys_values import queries_keys_values
 from .ring import KeyValueRing
@@ -91,7 +91,10 @@ class Attention(nn.Module):
                 out = self._attend_in_place(q, k, v, chunk, state)
             else:
                 out = self._attend_joined(q, k, v, chunk, state)
-        projected: Tensor = self.to_out(rearrange(out, "b h m d -> b m (h d)"))
+        joined_heads = rearrange(out, "b h m d -> b m (h d)")
+        if has_own_backward(self.to_out):
+            return linear_for_residual(joined_heads, self.to_out.weight)
+        projected: Tensor = self.to_out(joined_heads)
         return projected
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
-"""Some tokens of (b, m, …) at a time, for what a CPU computes faster where its caches hold it."""
+"""How memory is used: some tokens of (b, m, …) at a time, which caches hold, and places that others can take."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 CACHED = 1 << 17  # elements that stay in a core's cache from one operation to the next
 MULTIPLIED = 1 << 21  # elements on which a product of matrices is as fast as on more; and their memory is reused
+ROOM = 64  # elements
 SUMMED = 1 << 20  # elements of a product of halves that are added up at once
 
 
@@ -47,3 +49,14 @@ def add_product(sums: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
     for start in range(0, len(sums), size):
         own, product = sums[start : start + size], a[start : start + size] @ b
         own.copy_(product) if is_first else own.add_(product)
+
+
+def soon_free(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An empty tensor of this shape, for what the streams hold from one residual to the next.
+
+    It is given back between tensors of the same size that are kept for the backward pass. Before version 2.38, glibc
+    gives an aligned tensor no hole of exactly its own size; with a little room the next one that is kept takes it.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    return like.new_empty(math.prod(shape) + ROOM).resize_(shape)

@@ -103,7 +103,15 @@ class ModelConfig:
 
     @property
     def dim_embedding(self) -> int:
-        return max(stream.dim for stream in self.streams)
+        """The largest width of a stream, or the size of the vocabulary where that is less and a stream is coarse.
+
+        Embeddings of v ids span v dimensions at most. What compressors make of wider ones they can make of these, with
+        fewer parameters. A module that is given for summaries counts on the largest width.
+        """
+        widest = max(stream.dim for stream in self.streams)
+        given = any(module is not None for module in self.next_latent.chunk_summarizers)
+        is_compressed = any(stream.is_coarse for stream in self.streams)
+        return min(widest, self.num_tokens) if is_compressed and not given else widest
 
     @property
     def predict_stream(self) -> StreamConfig:

@@ -27,6 +27,7 @@ from .breakdown import (
     Breakdown,
 )
 from .config import ModelConfig, ProphetConfig, StreamConfig
+from .squared_relu import is_recomputed
 
 # multiply-adds
 
@@ -36,7 +37,8 @@ def multiply_adds(config: ModelConfig, seq_len: int, *, training: bool = False) 
 
     Norms, activations, sums and look-ups aren't counted, nor is what a module of `chunk_summarizers` does. Each map is
     counted in its plain form: what a compressor saves by multiplying each id's embedding once and looking the products
-    up, as it does on CPUs where the text is long for its vocabulary, isn't taken off.
+    up, as it does on CPUs where the text is long for its vocabulary, isn't taken off; and what a long feed-forward
+    computes again on CPUs, to keep less, isn't added.
 
     Args:
         config: of the model.
@@ -170,7 +172,8 @@ def activation_bytes(config: ModelConfig, seq_len: int, element_size: int, *, ba
     It is within a quarter of what autograd saves. Not counted are parameters, and the gradients of its rows and of the
     output head, which the cross-entropy takes in its forward pass already. A compressor that looks its products up
     keeps a table of them instead of the windows that are counted. With `checkpoint_activations` it is the most at a
-    time: what the streams hold between the layers, and all of the one layer that is computed again.
+    time: what the streams hold between the layers, and all of the one layer that is computed again. What is within a
+    long feed-forward is computed again on CPUs, and so left out.
 
     Args:
         config: of the model.
@@ -200,7 +203,8 @@ def kept_elements(config: ModelConfig, seq_len: int, batch_size: int) -> Iterato
         if s.window_size != 0:
             kept = (4 + 4 * config.use_xpos) * inner  # queries, keys, values, output; what xPos scales, and pieces
             yield ATTENTION, c, layers * m * (d + kept)
-        yield FEEDFORWARD, c, layers * m * (d + s.ff_dim)
+        again = is_recomputed(batch_size * m * s.ff_dim, torch.device("cpu"))
+        yield FEEDFORWARD, c, layers * m * (d if again else d + s.ff_dim)
         if several:
             yield MERGE, c, layers * m * d
         if config.checkpoint_activations:

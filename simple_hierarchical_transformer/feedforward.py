@@ -18,6 +18,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if has_own_backward(self.expand, self.to_out):
-            return linear_squared_relu_linear([x], [self.expand.weight], self.to_out.weight)
+            return linear_squared_relu_linear([x], [self.expand.weight], self.to_out.weight, recompute=True)
         out: Tensor = self.to_out(squared_relu(self.expand(x)))
         return out

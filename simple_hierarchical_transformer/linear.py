@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .blocks import soon_free
 
 PARTS = 8  # into which a weight is cut; how many hardly matters (benchmarks/few_rows.py)
 VERY_FEW_ROWS = 4
@@ -48,6 +53,33 @@ def has_own_backward(*maps: nn.Module) -> bool:
     It is where gradients are kept, and no compiler fuses.
     """
     return torch.is_grad_enabled() and not torch.compiler.is_compiling() and is_untouched(*maps)
+
+
+def linear_for_residual(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T, for x (…, d) and weight (o, d), in memory of which the streams soon let go."""
+    out: Tensor = _LinearForResidual.apply(x, weight, product_dtype(x))  # type: ignore[no-untyped-call]
+    return out
+
+
+class _LinearForResidual(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, product: torch.dtype) -> Tensor:
+        ctx.types = x.dtype, weight.dtype
+        x, weight = x.to(product), weight.to(product)
+        ctx.save_for_backward(x, weight)
+        out = soon_free((*x.shape[:-1], len(weight)), x)
+        torch.mm(x.flatten(0, -2), weight.t(), out=out.view(-1, len(weight)))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.to(weight.dtype).flatten(0, -2)
+        x_type, weight_type = ctx.types
+        by_x = (rows @ weight).view(x.shape).to(x_type) if ctx.needs_input_grad[0] else None
+        by_weight = (rows.t() @ x.flatten(0, -2)).to(weight_type) if ctx.needs_input_grad[1] else None
+        return by_x, by_weight, None
 
 
 def add_residual(out: Tensor, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .blocks import CACHED, MULTIPLIED, add_product, blocks
+from .blocks import CACHED, MULTIPLIED, add_product, blocks, soon_free
 from .linear import product_dtype
 
 TINY = 1e-30
@@ -26,10 +26,11 @@ def linear_squared_relu_linear(
     to_out: Tensor,
     bias: Tensor | None = None,
     ratios: Sequence[int] | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """squared_relu(Σ xᵢ·Wᵢᵀ + bias) · to_outᵀ, where each row of xᵢ·Wᵢᵀ is repeated `ratios[i]` times: (b, m, d_out).
 
-    What is between the maps is computed in place, and kept once.
+    What is between the maps is computed in place, and kept once or not at all.
 
     Args:
         inputs: the first of shape (b, m, d₀), and others (b, ceil(m / ratio), dᵢ).
@@ -37,47 +38,57 @@ def linear_squared_relu_linear(
         to_out: (d_out, k).
         bias: (k,).
         ratios: of the inputs, that of the first 1; all 1 by default.
+        recompute: where what is between the maps is larger than what a CPU works on at a time, keep nothing of it, and
+            compute it again, block by block, for the backward pass.
     """
     ratios = [1] * len(inputs) if ratios is None else ratios
     out: Tensor = _LinearSquaredReLULinear.apply(  # type: ignore[no-untyped-call]
-        product_dtype(inputs[0]), ratios, bias, to_out, *inputs, *weights
+        product_dtype(inputs[0]), ratios, recompute, bias, to_out, *inputs, *weights
     )
     return out
+
+
+def is_recomputed(elements: int, device: torch.device) -> bool:
+    """Whether `recompute` makes so many elements between the maps be computed again."""
+    return device.type == "cpu" and elements > MULTIPLIED
 
 
 class _LinearSquaredReLULinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, product: torch.dtype, ratios: Sequence[int], bias: Tensor | None, to_out: Tensor, *others: Tensor
+        ctx: Any,
+        product: torch.dtype,
+        ratios: Sequence[int],
+        recompute: bool,
+        bias: Tensor | None,
+        to_out: Tensor,
+        *others: Tensor,
     ) -> Tensor:
         ctx.types = tuple(None if t is None else t.dtype for t in (bias, to_out, *others))
         ctx.ratios = ratios
+        bias = None if bias is None else bias.to(product)
         to_out, *others_cast = (t.to(product) for t in (to_out, *others))
         inputs, weights = others_cast[: len(ratios)], others_cast[len(ratios) :]
-        b, m = inputs[0].shape[:2]
-        rows = inputs[0].reshape(b * m, -1)
-        hidden = rows @ weights[0].t() if bias is None else torch.addmm(bias.to(product), rows, weights[0].t())
-        for x, weight, ratio in zip(inputs[1:], weights[1:], ratios[1:], strict=True):
-            rows = x.reshape(-1, x.shape[-1])
-            if ratio == 1:
-                torch.addmm(hidden, rows, weight.t(), out=hidden)
-            else:
-                add_repeated(hidden.view(b, m, -1), (rows @ weight.t()).view(b, x.shape[1], -1), ratio)
-        for part in cached(hidden):
-            part.relu_().square_()
-        ctx.save_for_backward(hidden, to_out, *inputs, *weights)
-        out = hidden.new_empty(b, m, len(to_out))  # no view, so that a residual can be added in place
-        torch.mm(hidden, to_out.t(), out=out.view(b * m, -1))
+        (b, m), k, device = inputs[0].shape[:2], to_out.shape[1], to_out.device
+        ctx.keeps = not (recompute and is_recomputed(b * m * k, device))
+        everything = [(slice(0, b), slice(0, m))]
+        parts = blocks((b, m, k), device, most=MULTIPLIED, multiple=max(ratios))
+        out = soon_free((b, m, len(to_out)), to_out)
+        hidden = to_out.new_empty(0)
+        for own in everything if ctx.keeps else parts:
+            hidden = activated(hidden, own, inputs, weights, bias, ratios)
+            torch.mm(hidden, to_out.t(), out=out[own].view(len(hidden), -1))
+        ctx.save_for_backward(hidden if ctx.keeps else None, bias, to_out, *inputs, *weights)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, to_out, *others = ctx.saved_tensors
-        ratios, (needs_bias, needs_to_out, *needed) = ctx.ratios, ctx.needs_input_grad[2:]
+        hidden, bias, to_out, *others = ctx.saved_tensors
+        ratios, (needs_bias, needs_to_out, *needed) = ctx.ratios, ctx.needs_input_grad[3:]
         inputs, weights = others[: len(ratios)], others[len(ratios) :]
         (b, m), k = inputs[0].shape[:2], to_out.shape[1]
-        hidden, gradient = hidden.view(b, m, k), gradient.to(to_out.dtype)
+        gradient = gradient.to(to_out.dtype)
         precise = torch.promote_types(to_out.dtype, torch.float32)
         by_to_out = to_out.new_empty(to_out.shape, dtype=precise) if needs_to_out else None
         by_bias = to_out.new_zeros(k, dtype=precise) if needs_bias else None
@@ -86,12 +97,16 @@ class _LinearSquaredReLULinear(torch.autograd.Function):
             weight.new_empty(weight.shape, dtype=precise) if is_needed else None
             for weight, is_needed in zip(weights, needed[len(ratios) :], strict=True)
         ]
-        by_hidden = hidden.new_empty(0)
-        for index, own in enumerate(blocks((b, m, k), hidden.device, most=MULTIPLIED, multiple=max(ratios))):
+        squared, by_hidden = to_out.new_empty(0), to_out.new_empty(0)
+        for index, own in enumerate(blocks((b, m, k), to_out.device, most=MULTIPLIED, multiple=max(ratios))):
             is_first = index == 0
-            rows, squared = gradient[own].flatten(0, 1), hidden[own].flatten(0, 1)
+            rows = gradient[own].flatten(0, 1)
+            if ctx.keeps:
+                squared = hidden.view(b, m, k)[own].flatten(0, 1)
+            else:
+                squared = activated(squared, own, inputs, weights, bias, ratios)
             if len(by_hidden) != len(rows):
-                by_hidden = hidden.new_empty(len(rows), k)
+                by_hidden = rows.new_empty(len(rows), k)
             torch.mm(rows, to_out, out=by_hidden)
             if by_to_out is not None:
                 add_product(by_to_out, rows.t(), squared, is_first=is_first)
@@ -115,7 +130,37 @@ class _LinearSquaredReLULinear(torch.autograd.Function):
                     add_product(by_weight, summed.t(), own_rows, is_first=is_first)
         results = (by_bias, by_to_out, *by_inputs, *by_weights)
         typed = [None if t is None else t.to(dtype) for t, dtype in zip(results, ctx.types, strict=True)]
-        return None, None, *typed
+        return None, None, None, *typed
+
+
+def activated(
+    memory: Tensor,
+    own: tuple[slice, slice],
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    ratios: Sequence[int],
+) -> Tensor:
+    """What is between the maps, of some tokens (n, k): in `memory`, if that is of this shape."""
+    sequences, tokens = own
+    first, weight = inputs[0][own], weights[0]
+    (b, m), k = first.shape[:2], len(weight)
+    hidden = memory if memory.shape == (b * m, k) else first.new_empty(b * m, k)
+    rows = first.flatten(0, 1)
+    if bias is None:
+        torch.mm(rows, weight.t(), out=hidden)
+    else:
+        torch.addmm(bias, rows, weight.t(), out=hidden)
+    for x, weight, ratio in zip(inputs[1:], weights[1:], ratios[1:], strict=True):
+        part = x[sequences, tokens.start // ratio : -(-tokens.stop // ratio)]
+        rows = part.flatten(0, 1)
+        if ratio == 1:
+            torch.addmm(hidden, rows, weight.t(), out=hidden)
+        else:
+            add_repeated(hidden.view(b, m, k), (rows @ weight.t()).view(b, part.shape[1], k), ratio)
+    for some in cached(hidden):
+        some.relu_().square_()
+    return hidden
 
 
 def slope(squared: Tensor) -> Tensor:

@@ -120,6 +120,35 @@ def test_what_is_looked_up_agrees_with_decoding_and_sees_nothing_later(
         assert_suffix_changes_nothing_before(model, ids, data.draw(st.integers(0, ids.shape[1] - 1), label="cut"))
 
 
+@examples(quick=25, slow=200)
+@given(num_tokens=st.integers(1, 6), factor=st.sampled_from([2, 4]), length=st.integers(1, 20), seed=SEEDS)
+def test_of_wide_embeddings_a_compressor_makes_nothing_that_it_could_not_of_as_many_dimensions_as_ids(
+    num_tokens: int, factor: int, length: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    wide = doubled(Compressor(9, 5, compress_factor=factor, stride=1))
+    narrow = doubled(Compressor(num_tokens, 5, compress_factor=factor, stride=1))
+    embeddings = torch.randn(num_tokens, 9, dtype=torch.float64)
+    with torch.no_grad():
+        by_place = wide.window.weight.unflatten(1, (factor, 9))
+        narrow.window.weight.copy_((by_place @ embeddings.T).flatten(1))
+        narrow.window.bias.copy_(wide.window.bias)
+        narrow.to_out.weight.copy_(wide.to_out.weight)
+    ids = torch.randint(0, num_tokens, (2, length))
+    of_narrow = narrow(F.one_hot(ids, num_tokens).double())
+    assert (wide(embeddings[ids]) - of_narrow).abs().max() < 1e-10
+
+
+def test_embeddings_are_no_wider_than_the_vocabulary_where_they_are_compressed() -> None:
+    arguments: dict[str, Any] = {"dim": (8, 32), "depth": 1, "dim_head": 4, "heads": 2, "hierarchies": (1, 2)}
+    widths = {n: HierarchicalTransformer(num_tokens=n, **arguments).token_emb.embedding_dim for n in (4, 20, 40)}
+    assert widths == {4: 4, 20: 20, 40: 32}
+    plain = HierarchicalTransformer(num_tokens=4, **arguments | {"dim": 32, "hierarchies": 1})
+    assert plain.token_emb.embedding_dim == 32
+    given = {"next_latent_loss_weight": 0.1, "chunk_summarizers": (torch.nn.Identity(), None)}
+    assert HierarchicalTransformer(num_tokens=4, **arguments, **given).token_emb.embedding_dim == 32
+
+
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_no_gradient_reaches_the_embeddings_of_later_ids_through_a_table(stride: int) -> None:
     """Each id occurs once, so that its row of the embeddings stands for its position."""
@@ -187,22 +216,22 @@ def test_long_texts_of_a_small_vocabulary_are_looked_up_and_only_on_cpus() -> No
 
 @pytest.mark.parametrize(
     ("batch", "length", "looked_up"),
-    [(1, 40, []), (1, 41, [1]), (3, 14, [1]), (1, 80, [1]), (1, 81, [1, 2]), (4, 64, [1, 2, 4])],
+    [(1, 128, []), (1, 129, [1]), (3, 43, [1]), (1, 256, [1]), (1, 257, [1, 2]), (4, 129, [1, 2, 4])],
 )
 def test_a_stream_looks_up_where_its_own_windows_are_many(
     batch: int, length: int, looked_up: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a width of 64, 20 ids are worth a table from 41 windows on."""
+    """In a width of 64, 64 ids are worth a table from 129 windows on."""
     torch.manual_seed(0)
     model = HierarchicalTransformer(
-        num_tokens=20, dim=(64, 64, 64, 64), depth=1, seq_len=128, dim_head=4, heads=1, hierarchies=(1, 2, 4, 8),
+        num_tokens=64, dim=(64, 64, 64, 64), depth=1, seq_len=512, dim_head=4, heads=1, hierarchies=(1, 2, 4, 8),
         hierarchical_stride=(1, 1, 2, 4),
     )  # fmt: skip
     taken: list[int] = []
     monkeypatch.setattr(
         Compressor, "_looked_up", lambda self, source: taken.append(self.stride) or LOOKED_UP(self, source)
     )
-    ids = torch.randint(0, 20, (batch, length))
+    ids = torch.randint(0, 64, (batch, length))
     whole = model(ids)
     assert taken == looked_up
     taken.clear()

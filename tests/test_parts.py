@@ -19,15 +19,21 @@ from simple_hierarchical_transformer import blockwise as blockwise_module
 from simple_hierarchical_transformer import linear as linear_module
 from simple_hierarchical_transformer import squared_relu as squared_relu_module
 from simple_hierarchical_transformer.attention import Attention, attend_chunk_and_halo, attend_local, band
-from simple_hierarchical_transformer.blocks import blocks
+from simple_hierarchical_transformer.blocks import blocks, soon_free
 from simple_hierarchical_transformer.blockwise import attend_blockwise
 from simple_hierarchical_transformer.chunk import StreamChunk
 from simple_hierarchical_transformer.compressor import Compressor
+from simple_hierarchical_transformer.feedforward import FeedForward
 from simple_hierarchical_transformer.merge import Merge
 from simple_hierarchical_transformer.norm import rms_norm, shifted_rms_norm
 from simple_hierarchical_transformer.queries_keys_values import queries_keys_values
 from simple_hierarchical_transformer.rotary import rotary_table, rotate
-from simple_hierarchical_transformer.squared_relu import linear_squared_relu_linear, slope, squared_relu
+from simple_hierarchical_transformer.squared_relu import (
+    is_recomputed,
+    linear_squared_relu_linear,
+    slope,
+    squared_relu,
+)
 from simple_hierarchical_transformer.state import StateSpec, copy_all
 from simple_hierarchical_transformer.token_shift import TokenShift
 
@@ -272,10 +278,11 @@ def test_rms_norm_equals_its_definition() -> None:
     ratios=st.lists(st.sampled_from([1, 1, 2, 4]), max_size=3),
     length=st.integers(1, 20),
     has_bias=st.booleans(),
+    recompute=st.booleans(),
     seed=SEEDS,
 )
 def test_maps_with_a_squared_relu_between_equal_their_definition(
-    ratios: list[int], length: int, has_bias: bool, seed: int
+    ratios: list[int], length: int, has_bias: bool, recompute: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
     ratios = [1, *ratios]
@@ -290,12 +297,58 @@ def test_maps_with_a_squared_relu_between_equal_their_definition(
             sums = sums + (x @ weight.T).repeat_interleave(ratio, dim=1)[:, :length]
         return sums.relu() ** 2 @ to_out.T
 
-    own = lambda: linear_squared_relu_linear(inputs, weights, to_out, bias, ratios)  # noqa: E731
+    own = lambda: linear_squared_relu_linear(inputs, weights, to_out, bias, ratios, recompute)  # noqa: E731
     assert_same_function(own, plain, *inputs, *weights, to_out, *([bias] if bias is not None else []))
     with pytest.MonkeyPatch.context() as patch:  # many parts, as wide models have
         patch.setattr(squared_relu_module, "CACHED", 14)
         patch.setattr(squared_relu_module, "MULTIPLIED", 14)
         assert_same_function(own, plain, *inputs, *weights, to_out)
+
+
+def test_a_long_feed_forward_keeps_its_input_alone_and_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module = FeedForward(8, 48)
+    kept: list[int] = []
+
+    def gradients(length: int) -> tuple[list[int], list[Tensor]]:
+        x = torch.randn(2, length, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            out = module(x)
+        return list(kept), [out, *torch.autograd.grad((out * out).sum(), [x, *module.parameters()])]
+
+    keeps, expected = gradients(20)
+    assert 2 * 20 * 48 in keeps
+    monkeypatch.setattr(squared_relu_module, "is_recomputed", lambda elements, device: True)
+    recomputes, found = gradients(20)
+    assert sum(keeps) - sum(recomputes) == 2 * 20 * 48
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    monkeypatch.undo()
+    assert is_recomputed(squared_relu_module.MULTIPLIED + 1, torch.device("cpu"))
+    assert not is_recomputed(squared_relu_module.MULTIPLIED, torch.device("cpu"))
+    assert not is_recomputed(2 * squared_relu_module.MULTIPLIED, torch.device("cuda"))
+
+
+def test_a_map_for_a_residual_is_a_map() -> None:
+    x, weight = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 5, 3), (4, 3)))
+    assert_same_function(lambda: linear_module.linear_for_residual(x, weight), lambda: x @ weight.T, x, weight)
+    assert torch.autograd.gradcheck(linear_module.linear_for_residual, (x, weight))
+
+
+def test_what_is_soon_free_has_room_for_another_of_its_size() -> None:
+    """The C library gives an aligned tensor no place of exactly its own size: a fifth of a step's memory was holes."""
+    like = torch.zeros(1, dtype=torch.float32)
+    made = soon_free((2, 3, 4), like)
+    assert made.shape == (2, 3, 4) and made.is_contiguous() and made.dtype == like.dtype and made._base is None
+    assert made.untyped_storage().nbytes() > made.nbytes
+    assert soon_free((2, 3), like.double().to("meta")).device.type == "meta"
+
+    model = HierarchicalTransformer(num_tokens=16, dim=8, depth=1, dim_head=4, heads=2)
+    roomy = []
+    for part in (model.layers[0].blocks[0].attention, model.layers[0].blocks[0].feedforward):
+        part.register_forward_hook(lambda module, given, out: roomy.append(out.untyped_storage().nbytes()))
+    model(torch.randint(0, 16, (2, 10)))
+    assert all(nbytes > 2 * 10 * 8 * 4 for nbytes in roomy) and len(roomy) == 2
 
 
 def test_our_own_backward_passes_equal_finite_differences() -> None:
