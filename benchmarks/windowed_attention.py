@@ -1,15 +1,20 @@
-"""Ways to attend within a window on CPUs, by whole training steps.
+"""Ways to attend within a window, by whole training steps.
 
     python benchmarks/windowed_attention.py
+    python benchmarks/windowed_attention.py --device cuda
 
-- blockwise: views that overlap, through the fused kernel (what is taken: simple_hierarchical_transformer/blockwise.py)
+- blockwise: views that overlap, through the fused kernel (what CPUs take: simple_hierarchical_transformer/blockwise.py)
 - chunk and halo: copies of each block with the keys before it (what is taken elsewhere, and while compiling)
 - local-attention: the package of that name
+- FlexAttention: compiled for the window, with a mask of blocks (CUDA)
+- varlen: torch.nn.attention.varlen, whose kernel knows windows (CUDA)
 - a mask: all keys, of which a mask leaves those in the window
 - no window: plain causal attention to all that is before, another function, for comparison
 
-The first four compute the same (tests/test_parts.py). Forward, backward and optimiser step are timed in one process,
-interleaved, as medians; what counts is the ratio. Writes benchmarks/results/windowed_attention.json.
+All but the last compute the same: tests/test_parts.py holds those of CPUs to it, and each loss is compared with the
+first way's before it is timed. Forward, backward and optimiser step are timed in one process, interleaved, as medians;
+what counts is the ratio. On CUDA, steps are under bfloat16 autocast. Writes benchmarks/results/windowed_attention.json,
+or windowed_attention_cuda.json.
 """
 
 from __future__ import annotations
@@ -18,51 +23,116 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
+from processes import reason, timed
 from torch import Tensor
 
 from simple_hierarchical_transformer import HierarchicalTransformer, attention
 
-RESULTS = Path(__file__).parent / "results" / "windowed_attention.json"
-MODEL: dict[str, Any] = {"num_tokens": 256, "dim": 192, "depth": 2, "dim_head": 32, "heads": 6}
+RESULTS = Path(__file__).parent / "results"
 WINDOWS = (16, 32, 64, 128, 256)
 LENGTHS = (512, 2048, 8192, 32768)
-TOKENS = 2048  # of a batch, at least
-MOST_PAIRS = 2**24  # of queries and keys, in the ways that look at all
+TOLERANCE = 0.01  # of a loss, between ways that compute the same
+ANOTHER = "no window"  # function
 
 
-def by_mask(q: Tensor, k: Tensor, v: Tensor, window: int, groups: int) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    model: dict[str, Any]
+    tokens: int  # of a batch, at least
+    most_pairs: int  # of queries and keys, in the ways that look at all
+
+
+SETTINGS = {
+    "cpu": Setting(
+        model={"num_tokens": 256, "dim": 192, "depth": 2, "dim_head": 32, "heads": 6}, tokens=2048, most_pairs=2**24
+    ),
+    "cuda": Setting(
+        model={"num_tokens": 256, "dim": 1024, "depth": 4, "dim_head": 64, "heads": 16}, tokens=65536, most_pairs=2**28
+    ),
+}
+
+
+def by_mask(q: Tensor, k: Tensor, v: Tensor, window: int, *others: object) -> Tensor:
     mask = attention.band(q.shape[2], q.shape[2], 0, window, q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def without_window(q: Tensor, k: Tensor, v: Tensor, window: int, groups: int) -> Tensor:
+def without_window(q: Tensor, k: Tensor, v: Tensor, *others: object) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def by_package(q: Tensor, k: Tensor, v: Tensor, window: int, block: int, fused: bool | None) -> Tensor:
+def by_package(q: Tensor, k: Tensor, v: Tensor, window: int, *others: object) -> Tensor:
     return attention.attend_local(q, k, v, window)
+
+
+@lru_cache(maxsize=1)
+def compiled_flex_attention() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
+    return compiled
+
+
+@lru_cache(maxsize=8)
+def block_mask(length: int, window: int, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query - key <= window)
+
+    return create_block_mask(sees, None, None, length, length, device=device, _compile=True)
+
+
+def by_flex_attention(q: Tensor, k: Tensor, v: Tensor, window: int, *others: object) -> Tensor:
+    return compiled_flex_attention()(q, k, v, block_mask=block_mask(q.shape[2], window, q.device))
+
+
+def by_varlen(q: Tensor, k: Tensor, v: Tensor, window: int, *others: object) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    b, _, m, _ = q.shape
+    starts = torch.arange(0, b * m + 1, m, device=q.device, dtype=torch.int32)
+    packed = (rearrange(t, "b h m d -> (b m) h d") for t in (q, k, v))
+    out = varlen_attn(*packed, starts, starts, m, m, window_size=(window, 0))
+    return rearrange(out, "(b m) h d -> b h m d", b=b)
 
 
 def never(q: Tensor, fused: bool | None) -> bool:
     return False
 
 
-WAYS: dict[str, dict[str, Callable[..., Any]]] = {
-    "blockwise": {},
-    "chunk and halo": {"is_for_blockwise": never},
-    "local-attention": {"is_for_blockwise": never, "attend_chunk_and_halo": by_package},
-    "a mask": {"attend_blockwise": by_mask},
-    "no window": {"attend_blockwise": without_window},
+def instead(function: Callable[..., Tensor]) -> dict[str, Callable[..., Any]]:
+    """Of whole phases (b, h, m, d), whatever the window."""
+    return {"is_for_blockwise": never, "attend_phase": function}
+
+
+WAYS: dict[str, dict[str, dict[str, Callable[..., Any]]]] = {
+    "cpu": {
+        "blockwise": {},
+        "chunk and halo": {"is_for_blockwise": never},
+        "local-attention": instead(by_package),
+        "a mask": instead(by_mask),
+        ANOTHER: instead(without_window),
+    },
+    "cuda": {
+        "chunk and halo": {},
+        "FlexAttention": instead(by_flex_attention),
+        "varlen": instead(by_varlen),
+        "a mask": instead(by_mask),
+        ANOTHER: instead(without_window),
+    },
 }
-SEE_ALL = ("a mask", "no window")
+SEE_ALL = ("a mask", ANOTHER)
 
 
 @contextmanager
@@ -75,53 +145,91 @@ def taken(functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
         vars(attention).update(before)
 
 
-def training_step(window: int, length: int) -> Callable[[], None]:
-    torch.manual_seed(0)
-    model = HierarchicalTransformer(**MODEL, window_sizes=window, seq_len=length)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    ids = torch.randint(0, 256, (max(TOKENS // length, 1), length + 1))
+class Training:
+    def __init__(self, device: str, window: int, length: int) -> None:
+        torch.manual_seed(0)
+        setting = SETTINGS[device]
+        self.device = device
+        model = HierarchicalTransformer(**setting.model, window_sizes=window, seq_len=length)
+        self.model = model.to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
+        self.ids = torch.randint(0, 256, (max(setting.tokens // length, 1), length + 1)).to(device)
 
-    def step() -> None:
-        loss, _ = model(ids, return_loss=True)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def loss(self) -> Tensor:
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            loss, _ = self.model(self.ids, return_loss=True)
+        return loss
 
-    return step
+    def step(self) -> None:
+        self.loss().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
-def measure(step: Callable[[], None], length: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a step in each way, in turns."""
-    ways = [way for way in WAYS if way not in SEE_ALL or length * length <= MOST_PAIRS]
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+def differing(training: Training, ways: list[str]) -> dict[str, str]:
+    """Why some of these ways can't be timed: they fail, or compute something else than the first."""
+    losses, found = {}, {}
+    for way in ways:
+        try:
+            with taken(WAYS[training.device][way]), torch.no_grad():
+                losses[way] = training.loss().item()
+        except (RuntimeError, ValueError) as error:
+            found[way] = reason(error)
+    expected = losses[ways[0]]
+    for way, loss in losses.items():
+        if way != ANOTHER and not abs(loss - expected) <= TOLERANCE * expected:
+            found[way] = f"another loss: {loss:.4f} instead of {expected:.4f}"
+    return found
+
+
+def measure(training: Training, length: int, rounds: int) -> tuple[dict[str, float], dict[str, str]]:
+    """Median seconds of a step in each way, in turns; and why some have none."""
+    most = SETTINGS[training.device].most_pairs
+    ways = [way for way in WAYS[training.device] if way not in SEE_ALL or length * length <= most]
+    failed = differing(training, ways)
+    seconds: dict[str, list[float]] = {way: [] for way in ways if way not in failed}
     for _ in range(rounds + 1):  # one to warm up
-        for way, times in seconds.items():
-            with taken(WAYS[way]):
-                start = time.perf_counter()
-                step()
-                times.append(time.perf_counter() - start)
-    return {way: statistics.median(times[1:]) for way, times in seconds.items()}
+        for way in list(seconds):
+            try:
+                with taken(WAYS[training.device][way]):
+                    seconds[way].append(timed(training.step, training.device))
+            except (RuntimeError, ValueError) as error:
+                failed[way] = reason(error)
+                del seconds[way]
+    return {way: statistics.median(times[1:]) for way, times in seconds.items()}, failed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--device", choices=SETTINGS, default="cpu")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    options = parser.parse_args()
+    setting, first = SETTINGS[options.device], next(iter(WAYS[options.device]))
     results = []
-    print("length window  blockwise, and the others over it")
-    for length in LENGTHS:
+    print(f"length window  {first}, and the others over it")
+    for length in options.lengths:
         for window in (*WINDOWS, length * 3 // 4):
-            seconds = measure(training_step(window, length), length, rounds)
-            ratios = {way: each / seconds["blockwise"] for way, each in seconds.items() if way != "blockwise"}
+            if length > LENGTHS[2] and window > WINDOWS[-1]:
+                continue  # what covers most of the longest would take minutes
+            seconds, failed = measure(Training(options.device, window, length), length, options.rounds)
+            ratios = {way: each / seconds[first] for way, each in seconds.items() if way != first}
             shown = "".join(f"  {way} {ratio:.2f}" for way, ratio in ratios.items())
-            print(f"{length:6} {window:6} {seconds['blockwise'] * 1e3:7.1f} ms{shown}", flush=True)
-            results.append({"length": length, "window": window, "seconds": seconds, "ratios": ratios})
-            if length == LENGTHS[-1] and window == WINDOWS[-1]:
-                break  # what covers most of the longest would take minutes
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    RESULTS.parent.mkdir(exist_ok=True)
-    content = {"torch": torch.__version__, **machine, "rounds": rounds, "model": MODEL, "results": results}
-    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+            shown += "".join(f"  {way}: {why}" for way, why in failed.items())
+            print(f"{length:6} {window:6} {seconds[first] * 1e3:7.1f} ms{shown}", flush=True)
+            results.append({"length": length, "window": window, "seconds": seconds, "ratios": ratios, "failed": failed})
+    content = {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "rounds": options.rounds,
+        "model": setting.model,
+        "results": results,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    name = "windowed_attention.json" if options.device == "cpu" else "windowed_attention_cuda.json"
+    (RESULTS / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
