@@ -7,6 +7,7 @@ Shapes: `b` batch, `h` heads, `m` tokens, `r` rows of a phase, `g` phase groups,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from enum import Enum, auto
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from torch.autograd.function import once_differentiable
 
 LEAST_BLOCK = 32  # queries of a block, where the window is smaller
 MOST_BLOCK = 128  # and where it is larger
+LONG_WINDOW = 1024  # from which the keys of a block are split: some are seen by all of its queries, some by a part
+LONG_BLOCK = 768  # queries of such a block; of as many, the kernel multiplies larger pieces
 
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -30,18 +33,21 @@ def attend_blockwise(q: Tensor, k: Tensor, v: Tensor, window: int, groups: int) 
         block 0    queries 0 1      keys 0 1
         block 1    queries 2 3 4    keys 0 … 4, of which the band leaves query 3 the keys 1, 2, 3
         block 2    queries 5 6 7    keys 3 … 7
+
+    Long windows have no band, which costs as much as the scores it is added to: see `Sight`.
     """
     out: Tensor = _Blockwise.apply(q, k, v, window, groups)  # type: ignore[no-untyped-call]
     return out
 
 
 class Piece(NamedTuple):
-    """`blocks` blocks of `queries` rows from row `first` on, each of which also sees the `halo` rows before it."""
+    """`blocks` blocks of `queries` rows from row `first` on, each of which also looks at the `halo` rows before it."""
 
     first: int
     blocks: int
     queries: int
     halo: int
+    window: int
 
     def views(self, x: Tensor, halo: int) -> Iterator[Tensor]:
         """The rows of each block of x (b, h, r, d) behind `halo` rows before it: (b or t, h, halo + i, d).
@@ -62,19 +68,16 @@ class Piece(NamedTuple):
 
 def pieces(rows: int, window: int) -> list[Piece]:
     if rows - 1 <= window:
-        return [Piece(0, 1, rows, 0)]
-    block = min(max(window, LEAST_BLOCK), MOST_BLOCK)
+        return [Piece(0, 1, rows, 0, window)]
+    is_long = window >= LONG_WINDOW
+    block = min(LONG_BLOCK, window) if is_long else min(max(window, LEAST_BLOCK), MOST_BLOCK)
     blocks, left = divmod(rows - window, block)
-    after = [Piece(window, blocks, block, window)] if blocks else []
-    return [Piece(0, 1, window, 0), *after, *([Piece(rows - left, 1, left, window)] if left else [])]
-
-
-@lru_cache(maxsize=32)
-def band(queries: int, halo: int, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores (i, halo + i) of a block: 0 where a query sees a key, else minus infinity."""
-    distance = torch.arange(halo, halo + queries)[:, None] - torch.arange(halo + queries)
-    sees = (distance >= 0) & (distance <= halo)
-    return torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, -torch.inf)[None, None]
+    if is_long and not blocks:  # the first rows of this block see all before them
+        start = max(rows - block, 1)
+        return [Piece(0, 1, start, 0, window), Piece(start, 1, rows - start, start, window)]
+    after = [Piece(window, blocks, block, window, window)] if blocks else []
+    last = [Piece(rows - left, 1, left, window, window)] if left else []
+    return [Piece(0, 1, window, 0, window), *after, *last]
 
 
 def calls(
@@ -89,6 +92,86 @@ def calls(
                 yield piece, list(own)
 
 
+class Sight(Enum):
+    """How the queries of a block see some of its keys. For window 4 and blocks of 2, where queries 4 and 5 see
+
+        key        0 1 2 3 4 5
+        query 4    x x x x x
+        query 5      x x x x x
+
+    the keys 4 and 5 are seen as in causal attention, 2 and 3 by all, and 0 and 1 as in causal attention from behind:
+    with queries and keys the other way round, query 5, then the first, sees key 1, and query 4 both.
+    """
+
+    CAUSAL = auto()
+    ALL = auto()
+    FROM_BEHIND = auto()
+    BAND = auto()  # by what is added to the scores
+
+
+@lru_cache(maxsize=32)
+def band(queries: int, halo: int, window: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of a block and some of its keys: 0 where a query sees a key, else minus infinity."""
+    distance = torch.arange(halo, halo + queries)[:, None] - torch.arange(start, stop)
+    sees = (distance >= 0) & (distance <= window)
+    return torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, -torch.inf)[None, None]
+
+
+class Part(NamedTuple):
+    """Some of the keys of a block behind its halo, and how they are seen."""
+
+    keys: slice
+    sight: Sight
+
+    def attend(self, piece: Piece, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention to these keys alone (t, h, i, d), and the logarithms of the sums of its weights (t, h, i)."""
+        given = self.turned([q, k[:, :, self.keys], v[:, :, self.keys]])
+        out, logsumexp = self.turned(flash(*given, 0.0, self.is_causal, attn_mask=self.mask(piece, q.dtype)))
+        return out, logsumexp
+
+    def gradients(self, piece: Piece, by_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *known: Tensor) -> list[Tensor]:
+        """By q, and by these keys and values; `known` are the block's output and logarithms over all of its keys."""
+        given = self.turned([by_out, q, k[:, :, self.keys], v[:, :, self.keys], *known])
+        return self.turned(flash_backward(*given, 0.0, self.is_causal, attn_mask=self.mask(piece, q.dtype)))
+
+    @property
+    def is_causal(self) -> bool:
+        return self.sight in (Sight.CAUSAL, Sight.FROM_BEHIND)
+
+    def turned(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [t.flip(2) for t in tensors] if self.sight is Sight.FROM_BEHIND else list(tensors)
+
+    def mask(self, piece: Piece, dtype: torch.dtype) -> Tensor | None:
+        if self.sight is not Sight.BAND:
+            return None
+        return band(piece.queries, piece.halo, piece.window, self.keys.start, self.keys.stop, dtype)
+
+
+def parts(piece: Piece) -> list[Part]:
+    queries, halo, window = piece.queries, piece.halo, piece.window
+    if halo and window < LONG_WINDOW:
+        return [Part(slice(0, halo + queries), Sight.BAND)]
+    if halo == window >= queries:
+        far = Part(slice(0, queries), Sight.FROM_BEHIND)
+    else:  # those that the last query doesn't see, and one that it does: of no key there is no sum of weights
+        unseen = max(halo + queries - 1 - window, 0)
+        far = Part(slice(0, unseen + 1 if unseen else 0), Sight.BAND)
+    found = [far, Part(slice(far.keys.stop, halo), Sight.ALL), Part(slice(halo, halo + queries), Sight.CAUSAL)]
+    return [part for part in found if part.keys.start < part.keys.stop]
+
+
+def attend_parts(piece: Piece, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Of queries (t, h, i, d) to all keys of their blocks, and the logarithms of the sums of the weights (t, h, i)."""
+    outs, logarithms = zip(*(part.attend(piece, q, k, v) for part in parts(piece)), strict=True)
+    if len(outs) == 1:
+        return outs[0], logarithms[0]
+    logsumexp = torch.stack(logarithms).logsumexp(dim=0)
+    out = torch.zeros_like(outs[0])
+    for attended, logarithm in zip(outs, logarithms, strict=True):
+        out.addcmul_(attended, (logarithm - logsumexp).exp_()[..., None].to(out.dtype))
+    return out, logsumexp
+
+
 class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, groups: int) -> Tensor:
@@ -96,7 +179,7 @@ class _Blockwise(torch.autograd.Function):
         out = q.new_empty(b, m, h, d).transpose(1, 2)
         ctx.window, ctx.groups, sums = window, groups, []
         for piece, (queries, result, keys, values) in calls(window, groups, (q, out), (k, v)):
-            attended, logsumexp = flash(queries, keys, values, 0.0, not piece.halo, attn_mask=mask_of(piece, q.dtype))
+            attended, logsumexp = attend_parts(piece, queries, keys, values)
             result.copy_(attended)
             sums.append(logsumexp)
         ctx.save_for_backward(q, k, v, out, *sums)
@@ -112,18 +195,15 @@ class _Blockwise(torch.autograd.Function):
         of_queries, of_keys = (q, out, gradient, by_q), (k, v, by_k, by_v)
         for (piece, own), logsumexp in zip(calls(ctx.window, ctx.groups, of_queries, of_keys), sums, strict=True):
             queries, attended, by_attended, by_queries, keys, values, *by_pairs = own
-            known = by_attended, queries, keys, values, attended, logsumexp, 0.0, not piece.halo
-            found, *found_of_pairs = flash_backward(*known, attn_mask=mask_of(piece, q.dtype))
-            by_queries.copy_(found)
-            for whole, part in zip(by_pairs, found_of_pairs, strict=True):
-                # the block's own keys are new here; of those before it, as many at a time as a block has rows, since
-                # those of different blocks are then different
-                whole[:, :, piece.halo :] = part[:, :, piece.halo :]
-                for low in range(0, piece.halo, piece.queries):
-                    rows = slice(low, min(low + piece.queries, piece.halo))
-                    whole[:, :, rows] += part[:, :, rows]
+            for whole in by_pairs:  # the block's own keys are new here
+                whole[:, :, piece.halo :] = 0
+            for index, part in enumerate(parts(piece)):
+                known = by_attended, queries, keys, values, attended, logsumexp
+                found, *found_of_pairs = part.gradients(piece, *known)
+                by_queries.copy_(found) if index == 0 else by_queries.add_(found)
+                for whole, summand in zip(by_pairs, found_of_pairs, strict=True):
+                    # as many keys at a time as a block has rows, since those of different blocks are then different
+                    for low in range(0, summand.shape[2], piece.queries):
+                        some = summand[:, :, low : low + piece.queries]
+                        whole[:, :, part.keys.start + low :][:, :, : some.shape[2]] += some
         return by_q, by_k, by_v, None, None
-
-
-def mask_of(piece: Piece, dtype: torch.dtype) -> Tensor | None:
-    return band(piece.queries, piece.halo, dtype) if piece.halo else None

@@ -20,7 +20,7 @@ from simple_hierarchical_transformer import linear as linear_module
 from simple_hierarchical_transformer import squared_relu as squared_relu_module
 from simple_hierarchical_transformer.attention import Attention, attend_chunk_and_halo, attend_local, band
 from simple_hierarchical_transformer.blocks import blocks, soon_free
-from simple_hierarchical_transformer.blockwise import attend_blockwise
+from simple_hierarchical_transformer.blockwise import Sight, attend_blockwise, parts, pieces
 from simple_hierarchical_transformer.chunk import StreamChunk
 from simple_hierarchical_transformer.compressor import Compressor
 from simple_hierarchical_transformer.feedforward import FeedForward
@@ -119,10 +119,20 @@ def attend_by_mask(q: Tensor, k: Tensor, v: Tensor, window: int, groups: int) ->
     groups=st.sampled_from([1, 2, 4]),
     dim_head=st.sampled_from([2, 8]),
     contiguous=st.booleans(),
+    long_window=st.sampled_from([1, blockwise_module.LONG_WINDOW]),
+    block=st.sampled_from([1, 4, 100]),
     seed=SEEDS,
 )
 def test_blockwise_attention_equals_attention_by_a_mask(
-    batch: int, length: int, window: int, groups: int, dim_head: int, contiguous: bool, seed: int
+    batch: int,
+    length: int,
+    window: int,
+    groups: int,
+    dim_head: int,
+    contiguous: bool,
+    long_window: int,
+    block: int,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     qkv = torch.randn(batch, length, 3, 2, dim_head, dtype=torch.float64, requires_grad=True)
@@ -130,9 +140,35 @@ def test_blockwise_attention_equals_attention_by_a_mask(
     if contiguous:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     blockwise = lambda: attend_blockwise(q, k, v, window, groups)  # noqa: E731
-    assert_same_function(blockwise, lambda: attend_by_mask(q, k, v, window, groups), qkv)
-    single = attend_blockwise(q.float(), k.float(), v.float(), window, groups)
-    assert (single - blockwise()).abs().max() < 1e-5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blockwise_module, "LONG_WINDOW", long_window)
+        for name in ("LONG_BLOCK", "MOST_BLOCK", "LEAST_BLOCK"):
+            patch.setattr(blockwise_module, name, min(block, getattr(blockwise_module, name)))
+        assert_same_function(blockwise, lambda: attend_by_mask(q, k, v, window, groups), qkv)
+        single = attend_blockwise(q.float(), k.float(), v.float(), window, groups)
+        assert (single - blockwise()).abs().max() < 1e-5
+
+
+def test_a_window_is_split_where_it_is_long_and_each_pair_counts_once() -> None:
+    """With a band of additions, a window that covered most of the length was slower than no window."""
+    for rows, window in ((1500, 1023), (1500, 1024), (1100, 1024), (1900, 1100), (3000, 1024)):
+        pairs, sights = torch.zeros(rows, rows, dtype=torch.int), set()
+        for piece in pieces(rows, window):
+            for block in range(piece.blocks):
+                first = piece.first + block * piece.queries
+                queries = torch.arange(first, first + piece.queries)
+                keys = torch.arange(first - piece.halo, first + piece.queries)
+                for part in parts(piece):
+                    own, distance = keys[part.keys], queries[:, None] - keys[part.keys]
+                    visible = {
+                        Sight.CAUSAL: distance >= 0, Sight.FROM_BEHIND: distance <= window,
+                        Sight.BAND: (distance >= 0) & (distance <= window), Sight.ALL: distance > -1,
+                    }[part.sight]  # fmt: skip
+                    pairs[queries[:, None], own] += visible.int()
+                    sights.add(part.sight)
+        distance = torch.arange(rows)[:, None] - torch.arange(rows)
+        assert torch.equal(pairs, ((distance >= 0) & (distance <= window)).int())
+        assert (Sight.ALL in sights) == (window >= blockwise_module.LONG_WINDOW)
 
 
 def test_a_halo_that_is_too_short_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
