@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_causality import assert_suffix_changes_nothing_before
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -96,6 +97,16 @@ def test_an_evaluation_is_one_graph_and_a_second_length_one_more() -> None:
         ids = torch.randint(0, 64, (2, 101))
         (loss, _), (expected, _) = compiled.call(ids, return_loss=True), model(ids, return_loss=True)
         assert (loss - expected).abs() < 1e-5
+
+
+@pytest.mark.parametrize("changed", EACH)
+def test_a_compiled_model_sees_nothing_later(changed: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = HierarchicalTransformer(**SMALL | changed).double().eval()
+    compiled = Compiled(model, "aot_eager")
+    ids = torch.randint(0, 64, (2, 50))
+    for position in (0, 1, 17, 32, 49):
+        assert_suffix_changes_nothing_before(compiled.call, ids, position)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,3 +136,7 @@ def test_files_it_links_to_exist(page: Path) -> None:
     for target in targets:
         assert (ROOT / page.parent / target).is_file(), target
     assert targets or page != Path("README.md")
+
+
+def test_tables_are_what_the_benchmarks_have_measured() -> None:
+    subprocess.run([sys.executable, ROOT / "benchmarks/tables.py", "--check"], check=True)

@@ -1,0 +1,131 @@
+"""The tables of docs/performance.md, written from what the benchmarks have measured.
+
+    python benchmarks/tables.py
+    python benchmarks/tables.py --check
+
+Each stands between `<!-- table: NAME -->` and `<!-- end -->`. With --check nothing is written, and it fails where a
+table isn't what the results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def training() -> str:
+    """Every contender of every case that isn't of the sweep over lengths."""
+    cells = [cell for cell in read("train_speed")["cells"] if not cell["family"]]
+    head = ("contender", "tokens per second", "step, s", "over floor", "peak, MB", "parameters, M")
+    found = []
+    for case in dict.fromkeys(cell["case"] for cell in cells):
+        own = [cell for cell in cells if cell["case"] == case]
+        rows = [measured(cell) for cell in sorted(own, key=lambda cell: -cell["tokens_per_second"])]
+        found.append(f"\n**{case}**, {own[0]['batch']} × {own[0]['length']:,} tokens\n\n{table(head, rows)}")
+    return "".join(found) + "\n"
+
+
+def measured(cell: dict[str, Any]) -> list[str]:
+    if cell["skipped"]:
+        return [cell["contender"], f"skipped: {cell['skipped']}", "", "", "", ""]
+    floor, seconds = cell["floor_seconds"], cell["seconds_per_step"]
+    name = cell["contender"] + (f" ({len(cell['seconds'])} steps)" if len(cell["seconds"]) < 5 else "")
+    return [
+        name,
+        f"{cell['tokens_per_second']:,.0f}",
+        f"{seconds:.3g}",
+        f"{seconds / floor:.2f}" if floor else "",
+        f"{cell['peak_bytes'] / 1e6:,.0f}",
+        f"{cell['parameters'] / 1e6:.2f}",
+    ]
+
+
+def lengths() -> str:
+    """Ours and a plain decoder by length, and ours over the plain decoder."""
+    cells = [cell for cell in read("train_speed")["cells"] if cell["family"]]
+    names = list(dict.fromkeys(cell["contender"] for cell in cells))
+    head = ["tokens", *(f"{name}: {what}" for name in names for what in ("step, s", "peak, MB")), "speed, ours over it"]
+    rows = []
+    for length in dict.fromkeys(cell["length"] for cell in cells):
+        by_name = {cell["contender"]: cell for cell in cells if cell["length"] == length}
+        own = [by_name[name] for name in names]
+        figures = [
+            "–" if cell["skipped"] else text
+            for cell in own
+            for text in (f"{cell['seconds_per_step']:.3g}", f"{cell['peak_bytes'] / 1e6:,.0f}")
+        ]
+        ours, other = (cell["tokens_per_second"] for cell in own)
+        rows.append([f"{length:,}", *figures, f"{ours / other:.2f}" if other else ""])
+    return table(head, rows)
+
+
+def claims() -> str:
+    found = []
+    for case, claimed in read("train_speed")["claims"].items():
+        for name, claim in claimed.items():
+            value = claim.get("value", claim.get("ratio"))
+            asked = " ".join(f"{bound} {claim[bound]:g}" for bound in ("at least", "at most") if bound in claim)
+            holds = {True: "holds", False: "**does not hold**", None: ""}[claim.get("holds")]
+            beside = f"with {claim['parameters']:.2f} of the parameters" if "parameters" in claim else asked
+            found.append([case, name, "none" if value is None else f"{value:,.3g}", beside, holds])
+    return table(("case", "ratio", "measured", "asked", ""), found)
+
+
+def windows() -> str:
+    """By length and window, the time of each way over that of the first."""
+    results = read("windowed_attention")["results"]
+    first = next(iter(results[0]["seconds"]))
+    ways = [way for way in results[0]["seconds"] if way != first]
+    head = ["tokens", "window", f"{first}, ms", *ways]
+    rows = [
+        [f"{row['length']:,}", f"{row['window']:,}", f"{row['seconds'][first] * 1e3:,.0f}"]
+        + [f"{row['ratios'][way]:.2f}" if way in row["ratios"] else "–" for way in ways]
+        for row in results
+    ]
+    return table(head, rows)
+
+
+def streams() -> str:
+    rows = [
+        [" × ".join(map(str, row["shape"])), str(row["streams"]), f"{row['ratio']:.2f}"]
+        for row in read("batched_streams")["results"]
+    ]
+    return table(("rows × in × out", "streams", "one by one over batched"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (training, lengths, claims, windows, streams)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a table is out of date")
+    check = parser.parse_args().check
+    text = PAGE.read_text()
+    written = TABLE.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+    if not check:
+        PAGE.write_text(written)
+    elif written != text:
+        raise SystemExit(f"{PAGE.name} is out of date: run benchmarks/tables.py")
+
+
+if __name__ == "__main__":
+    main()
