@@ -48,9 +48,8 @@ def measured(cell: dict[str, Any]) -> list[str]:
     if cell["skipped"]:
         return [cell["contender"], f"skipped: {cell['skipped']}", "", "", "", ""]
     floor, seconds = cell["floor_seconds"], cell["seconds_per_step"]
-    name = cell["contender"] + (f" ({len(cell['seconds'])} steps)" if len(cell["seconds"]) < 5 else "")
     return [
-        name,
+        cell["contender"] + few(cell),
         f"{cell['tokens_per_second']:,.0f}",
         f"{seconds:.3g}",
         f"{seconds / floor:.2f}" if floor else "",
@@ -60,22 +59,25 @@ def measured(cell: dict[str, Any]) -> list[str]:
 
 
 def lengths() -> str:
-    """Ours and a plain decoder by length, and ours over the plain decoder."""
+    """Seconds and megabytes of each contender by length."""
     cells = [cell for cell in read("train_speed")["cells"] if cell["family"]]
     names = list(dict.fromkeys(cell["contender"] for cell in cells))
-    head = ["tokens", *(f"{name}: {what}" for name in names for what in ("step, s", "peak, MB")), "speed, ours over it"]
     rows = []
     for length in dict.fromkeys(cell["length"] for cell in cells):
         by_name = {cell["contender"]: cell for cell in cells if cell["length"] == length}
-        own = [by_name[name] for name in names]
-        figures = [
-            "–" if cell["skipped"] else text
-            for cell in own
-            for text in (f"{cell['seconds_per_step']:.3g}", f"{cell['peak_bytes'] / 1e6:,.0f}")
-        ]
-        ours, other = (cell["tokens_per_second"] for cell in own)
-        rows.append([f"{length:,}", *figures, f"{ours / other:.2f}" if other else ""])
-    return table(head, rows)
+        rows.append([f"{length:,}", *(step_and_peak(by_name[name]) for name in names)])
+    return table(("tokens", *(name.removesuffix(", float32") for name in names)), rows)
+
+
+def step_and_peak(cell: dict[str, Any]) -> str:
+    if cell["skipped"]:
+        return cell["skipped"].replace("skipped at a shorter length", "–")
+    return f"{cell['seconds_per_step']:.3g} s, {cell['peak_bytes'] / 1e6:,.0f} MB{few(cell)}"
+
+
+def few(cell: dict[str, Any]) -> str:
+    """How many steps were timed, where that is fewer than five."""
+    return f" ({len(cell['seconds'])} steps)" if len(cell["seconds"]) < 5 else ""
 
 
 def claims() -> str:

@@ -18,7 +18,8 @@ SWEEP = "finite windows"
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 QUICK_LENGTH = 128  # tokens of a sequence under --quick
 QUICK_LONGEST = 2048  # of the sweep
-SWEPT = ("ours, float32", "x-transformers, float32")
+OTHERS = ("our single stream, equal parameters", "x-transformers", "reference 0.2.0", "MEGABYTE", "hourglass")
+SWEPT = ("ours, float32", *(f"{name}, float32" for name in OTHERS))
 BOTH = ("ours, float32", "ours, bfloat16 autocast", "reference 0.2.0, float32", "reference 0.2.0, bfloat16 autocast")
 
 THIRD_MODEL: dict[str, Any] = {

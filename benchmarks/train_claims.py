@@ -7,10 +7,10 @@ from math import exp, log
 from typing import Any
 
 from peers import FIRST_EXAMPLE, TRAINING_MODEL
-from train_cases import EQUAL_PARAMETERS, EQUAL_SHAPE, SWEEP, SWEPT, THIRD_EXAMPLE
+from train_cases import EQUAL_PARAMETERS, EQUAL_SHAPE, SWEEP, THIRD_EXAMPLE
 
 Cells = dict[tuple[str, str], dict[str, Any]]
-OURS, OURS_HALF = "ours, float32", "ours, bfloat16 autocast"
+OURS, OURS_HALF, PLAIN = "ours, float32", "ours, bfloat16 autocast", "x-transformers, float32"
 REFERENCE, REFERENCE_HALF = "reference 0.2.0, float32", "reference 0.2.0, bfloat16 autocast"
 SINGLE = {shape: f"our single stream, {shape}, float32" for shape in (EQUAL_PARAMETERS, EQUAL_SHAPE)}
 
@@ -18,12 +18,12 @@ SINGLE = {shape: f"our single stream, {shape}, float32" for shape in (EQUAL_PARA
 def read_claims(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """By claim, ratios and what they are to be; a ratio for which something wasn't measured is left out."""
     measured = {(cell["case"], cell["contender"]): cell for cell in cells if not cell["skipped"]}
-    sweep = {name: [c for c in cells if (c["family"], c["contender"]) == (SWEEP, name)] for name in SWEPT}
+    sweep = {name: [c for c in cells if (c["family"], c["contender"]) == (SWEEP, name)] for name in (OURS, PLAIN)}
     claims = {
         FIRST_EXAMPLE: claim_first_example(measured),
         THIRD_EXAMPLE: claim_third_example(measured),
         TRAINING_MODEL: claim_training_model(measured),
-        SWEEP: claim_linear(sweep[SWEPT[0]]) | claim_ahead(sweep),
+        SWEEP: claim_linear(sweep[OURS]) | claim_ahead(sweep),
     }
     return {name: claim for name, claim in claims.items() if claim}
 

@@ -5,10 +5,10 @@
     python benchmarks/train_speed.py --draw-only
 
 Contenders (train_contenders.py) run in processes of their own (processes.py) and take their steps in turns, so that
-what else the machine does meets all alike; figures are medians over the rounds. All take the same random ids, predict
-as many tokens and are moved by the same optimiser. The models and the peers' shapes, of as many parameters, are in
-train_cases.py. A contender that reaches --cell-seconds takes fewer rounds, which the table says; one that would
-reach it in two steps, going by shorter sequences, is skipped.
+what else the machine does meets all alike; figures are medians over the rounds, of steps that come after others. All
+take the same random ids, predict as many tokens and are moved by the same optimiser. The models and the peers' shapes,
+of as many parameters, are in train_cases.py. A contender that reaches --cell-seconds takes fewer rounds, which the
+table says; one that would reach it in two steps, going by shorter sequences, is skipped.
 
 Beside our times stands their floor: the model's floating-point operations at the rate of a large product of matrices,
 measured in the same process in turns with the steps. Writes benchmarks/results/train_speed.json after each case, and
@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "train_speed.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "training.svg"
 CACHE = Path(tempfile.gettempdir()) / "benchmark-packages"
 OPEN_SECONDS = 300.0  # to start a process, or to compile
-FULL: dict[str, Any] = {"rounds": 5, "cell_seconds": 400.0}
+FULL: dict[str, Any] = {"rounds": 5, "cell_seconds": 300.0}
 QUICK: dict[str, Any] = {"rounds": 1, "cell_seconds": 20.0}
 
 
@@ -55,6 +55,7 @@ class Cell:
     family: str | None = None
     skipped: str | None = None
     parameters: int = 0
+    peaks: list[int] = field(default_factory=list)  # of the first steps since a model was made
     peak_bytes: int = 0
     seconds: list[float] = field(default_factory=list)  # of the steps, without the first
     seconds_per_step: float = 0.0
@@ -68,12 +69,10 @@ class Cell:
     def take(self, answer: dict[str, Any]) -> float:
         seconds: float = answer["seconds"]
         self.spent += seconds
-        if not self.matmul_flops:  # whose matrices aren't the model's memory
-            self.peak_bytes = max(self.peak_bytes, answer["peak"])
         return seconds
 
     def summarise(self) -> None:
-        self.seconds_per_step = median(self.seconds)
+        self.seconds_per_step, self.peak_bytes = median(self.seconds), int(median(self.peaks))
         self.tokens_per_second = self.batch * self.length / self.seconds_per_step
         if self.flops:
             self.floor_seconds = self.flops / median(self.matmul_flops)
@@ -134,16 +133,18 @@ class Bench:
 
     def warm_up(self, cell: Cell, alone: bool) -> None:
         self.check_affordable(cell)
-        self.open(cell)
-        cell.take(self.ask(cell, "step"))
-        if alone:
-            self.close(cell)
+        if not alone:  # else each round does
+            self.open(cell)
+            cell.take(self.ask(cell, "step"))
 
     def round(self, cell: Cell, alone: bool) -> None:
         if alone:
             self.open(cell)
             cell.take(self.ask(cell, "step"))  # takes fresh memory, as later steps don't
-        cell.seconds.append(cell.take(self.ask(cell, "step")))
+        answer = self.ask(cell, "step")
+        cell.seconds.append(cell.take(answer))
+        if alone or not cell.peaks:  # what is asked of the machine after that isn't the model's memory
+            cell.peaks.append(answer["peak"])
         if CONTENDERS[cell.contender].is_ours:
             floor = self.ask(cell, "floor")
             cell.matmul_flops.append(floor["matmul_flops"])

@@ -9,7 +9,7 @@ A query sees itself and `w` tokens back in steps of `g`. For g = 2, w = 1:
     query 4       x   x        itself, and token 2; token 3 is of the other phase
     query 5         x   x
 
-Folding the phases into the heads makes this plain windowed attention over every `g`-th token.
+Phase by phase, or with the phases folded into the heads, this is plain windowed attention over every `g`-th token.
 """
 
 from __future__ import annotations
@@ -177,6 +177,10 @@ def attend_phase(q: Tensor, k: Tensor, v: Tensor, window: int, fused: bool | Non
         if fused is False:
             return attend_local(q, k, v, window)
         return attend_chunk_and_halo(q, k, v, window, block, fused)
+    if back == 0 and m > window > 0:  # the first rows see all before them, so that no kernel has to look at the rest
+        first = scaled_dot_product(q[..., :window, :], k[..., :window, :], v[..., :window, :], None, True, fused)
+        mask = band(m - window, r, window, window, q.device)
+        return torch.cat((first, scaled_dot_product(q[..., window:, :], k, v, mask, False, fused)), dim=-2)
     return scaled_dot_product(q, k, v, band(m, r, back, window, q.device), False, fused)
 
 

@@ -10,7 +10,7 @@ from .attention import Attention
 from .chunk import StreamChunk
 from .config import StreamConfig
 from .feedforward import FeedForward
-from .linear import add_residual
+from .linear import add_residual, returns_its_own
 from .ring import KeyValueRing
 from .state import Register, StateNode, StateSpec
 from .token_shift import TokenShift
@@ -57,6 +57,8 @@ class Block(nn.Module):
         if x.shape[1] == 0:  # a strided stream emits nothing on most single steps
             return x
         shift, attention, ff_shift = (state.shift, state.attention, state.ff_shift) if state else (None, None, None)
-        if self.attention is not None:
-            x = add_residual(self.attention(self.shift(x, shift), chunk, attention), x)
-        return add_residual(self.feedforward(self.shift(x, ff_shift)), x)
+        attend, feed = self.attention, self.feedforward
+        if attend is not None:
+            attended = attend(self.shift(x, shift), chunk, attention)
+            x = add_residual(attended, x, in_place=returns_its_own(attend, Attention))
+        return add_residual(feed(self.shift(x, ff_shift)), x, in_place=returns_its_own(feed, FeedForward))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 CACHED = 1 << 17  # elements that stay in a core's cache from one operation to the next
 MULTIPLIED = 1 << 21  # elements on which a product of matrices is as fast as on more; and their memory is reused
-ROOM = 64  # elements
+KEPT, PASSING = 64, 128  # elements of room behind a tensor
 SUMMED = 1 << 20  # elements of a product of halves that are added up at once
 
 
@@ -51,12 +51,13 @@ def add_product(sums: Tensor, a: Tensor, b: Tensor, *, is_first: bool) -> None:
         own.copy_(product) if is_first else own.add_(product)
 
 
-def soon_free(shape: Sequence[int], like: Tensor) -> Tensor:
-    """An empty tensor of this shape, for what the streams hold from one residual to the next.
+def empty(shape: Sequence[int], like: Tensor, room: int) -> Tensor:
+    """An empty tensor of this shape, in memory with room for so many elements more.
 
-    It is given back between tensors of the same size that are kept for the backward pass. Before version 2.38, glibc
-    gives an aligned tensor no hole of exactly its own size; with a little room the next one that is kept takes it.
+    Before version 2.38, glibc gives an aligned tensor no hole of exactly its own size, so that what is freed between
+    tensors that stay leaves a hole that others of its size can't take. What passes (PASSING) has more room than what is
+    kept for the backward pass (KEPT), which can take its place, and that more than gradients, which have none.
     """
     if like.device.type != "cpu":
         return like.new_empty(shape)
-    return like.new_empty(math.prod(shape) + ROOM).resize_(shape)
+    return like.new_empty(math.prod(shape) + room).resize_(shape)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .blocks import KEPT, empty
+
 LEAST_BLOCK = 32  # queries of a block, where the window is smaller
 MOST_BLOCK = 128  # and where it is larger
 LONG_WINDOW = 1024  # from which the keys of a block are split: some are seen by all of its queries, some by a part
@@ -112,9 +114,10 @@ class Sight(Enum):
 @lru_cache(maxsize=32)
 def band(queries: int, halo: int, window: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """What is added to the scores of a block and some of its keys: 0 where a query sees a key, else minus infinity."""
-    distance = torch.arange(halo, halo + queries)[:, None] - torch.arange(start, stop)
+    # on the CPU, whatever the default device, since it is kept
+    distance = torch.arange(halo, halo + queries, device="cpu")[:, None] - torch.arange(start, stop, device="cpu")
     sees = (distance >= 0) & (distance <= window)
-    return torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, -torch.inf)[None, None]
+    return torch.zeros(sees.shape, dtype=dtype, device="cpu").masked_fill_(~sees, -torch.inf)[None, None]
 
 
 class Part(NamedTuple):
@@ -176,29 +179,31 @@ class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, groups: int) -> Tensor:
         b, h, m, d = q.shape
-        out = q.new_empty(b, m, h, d).transpose(1, 2)
-        ctx.window, ctx.groups, sums = window, groups, []
-        for piece, (queries, result, keys, values) in calls(window, groups, (q, out), (k, v)):
+        # all that is kept comes first, so that what the kernel allocates leaves no holes
+        out = empty((b, m, h, d), q, KEPT).transpose(1, 2)
+        logarithms = q.new_empty(b, h, m, 1, dtype=torch.promote_types(q.dtype, torch.float32))
+        ctx.window, ctx.groups = window, groups
+        for piece, (queries, result, sums, keys, values) in calls(window, groups, (q, out, logarithms), (k, v)):
             attended, logsumexp = attend_parts(piece, queries, keys, values)
             result.copy_(attended)
-            sums.append(logsumexp)
-        ctx.save_for_backward(q, k, v, out, *sums)
+            sums.copy_(logsumexp[..., None])
+        ctx.save_for_backward(q, k, v, out, logarithms)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, *sums = ctx.saved_tensors
+        q, k, v, out, logarithms = ctx.saved_tensors
         if gradient.stride(-1) != 1:
             gradient = gradient.contiguous()
         by_q, by_k, by_v = (torch.empty_like(out) for _ in range(3))
-        of_queries, of_keys = (q, out, gradient, by_q), (k, v, by_k, by_v)
-        for (piece, own), logsumexp in zip(calls(ctx.window, ctx.groups, of_queries, of_keys), sums, strict=True):
-            queries, attended, by_attended, by_queries, keys, values, *by_pairs = own
+        of_queries, of_keys = (q, out, logarithms, gradient, by_q), (k, v, by_k, by_v)
+        for piece, own in calls(ctx.window, ctx.groups, of_queries, of_keys):
+            queries, attended, sums, by_attended, by_queries, keys, values, *by_pairs = own
             for whole in by_pairs:  # the block's own keys are new here
                 whole[:, :, piece.halo :] = 0
             for index, part in enumerate(parts(piece)):
-                known = by_attended, queries, keys, values, attended, logsumexp
+                known = by_attended, queries, keys, values, attended, sums[..., 0].contiguous()
                 found, *found_of_pairs = part.gradients(piece, *known)
                 by_queries.copy_(found) if index == 0 else by_queries.add_(found)
                 for whole, summand in zip(by_pairs, found_of_pairs, strict=True):

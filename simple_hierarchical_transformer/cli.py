@@ -191,7 +191,7 @@ def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--seq-len", "bytes per sequence", type=int)
     add("--muon-lr", "learning rate of the hidden matrices", type=float)
     add("--adamw-lr", "learning rate of everything else", type=float)
-    add("--compile", "let torch.compile fuse the step: slow to start, then faster", action="store_true")
+    add("--compile", "let torch.compile fuse the step: slow to start; made for GPUs", action="store_true")
     add("--validate-every", "steps between two validations", type=int)
     add("--sample-length", "bytes that the trained model writes at the end", type=int)
     add_model_flags(add)

@@ -34,7 +34,8 @@ def is_faster_looked_up(windows: int, num_tokens: int, dim: int, device: torch.d
     with the ids as many per id, and a look-up per window. With 256 ids and a width of 192 this pays from 308 windows
     on, with a width of 64 from 513 on, and with 32 never. It was measured on CPUs, and is done on CPUs only.
 
-    The products take no more memory than the windows' embeddings, which the plain product writes out, if only backward.
+    Where a stream is no wider than the embeddings, the products take no more memory than the windows' embeddings, which
+    the plain product writes out, if only backward.
     """
     return device.type == "cpu" and num_tokens * dim + windows * LOOK_UP < windows * dim
 

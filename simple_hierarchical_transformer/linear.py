@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
-from .blocks import soon_free
+from .blocks import PASSING, empty
 
 PARTS = 8  # into which a weight is cut; how many hardly matters (benchmarks/few_rows.py)
 VERY_FEW_ROWS = 4
@@ -38,10 +39,13 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def is_untouched(*maps: nn.Module) -> bool:
-    """Whether these maps are our own, and nobody listens to them, so that their weights can be used without a call."""
+def is_untouched(*maps: nn.Module, kind: type[nn.Module] | None = None) -> bool:
+    """Whether these are our own, linear maps unless said otherwise, and nobody listens to them.
+
+    Then their weights can be used without a call.
+    """
     return all(
-        type(each) is Linear
+        type(each) is (kind or Linear)
         and not (each._forward_hooks or each._forward_pre_hooks or each._backward_hooks or each._backward_pre_hooks)
         for each in maps
     )
@@ -67,7 +71,7 @@ class _LinearForResidual(torch.autograd.Function):
         ctx.types = x.dtype, weight.dtype
         x, weight = x.to(product), weight.to(product)
         ctx.save_for_backward(x, weight)
-        out = soon_free((*x.shape[:-1], len(weight)), x)
+        out = empty((*x.shape[:-1], len(weight)), x, PASSING)
         torch.mm(x.flatten(0, -2), weight.t(), out=out.view(-1, len(weight)))
         return out
 
@@ -82,9 +86,16 @@ class _LinearForResidual(torch.autograd.Function):
         return by_x, by_weight, None
 
 
-def add_residual(out: Tensor, x: Tensor) -> Tensor:
-    """x + out, in the memory of `out`, which nobody else needs, where that will do."""
-    if out.dtype != x.dtype or torch.compiler.is_compiling():
+def returns_its_own(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether nobody else has what `part`, of a kind whose last map is `to_out`, returns: it may be written to."""
+    if _has_any_global_hook() or not is_untouched(part, kind=kind):  # type: ignore[no-untyped-call]
+        return False
+    return is_untouched(part.get_submodule("to_out"))
+
+
+def add_residual(out: Tensor, x: Tensor, *, in_place: bool) -> Tensor:
+    """x + out; in the memory of `out`, where that is nobody else's and will do."""
+    if not in_place or out.dtype != x.dtype or torch.compiler.is_compiling():
         return x + out
     return out.add_(x)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .chunk import StreamChunk
-from .linear import Linear, add_residual, has_own_backward, product_dtype
+from .linear import Linear, add_residual, has_own_backward, product_dtype, returns_its_own
 from .modules import module_list
 from .norm import rms_norm
 from .squared_relu import linear_squared_relu_linear, squared_relu
@@ -145,5 +145,6 @@ class LayerMerge(nn.Module):
         for merge, merge_state in zip(self.merges, states, strict=True):
             # a target without a token in this chunk has no source with a token that it would have to hold
             if chunks[merge.target].length:
-                merged[merge.target] = add_residual(merge(normed, chunks, merge_state), streams[merge.target])
+                received, owns = merge(normed, chunks, merge_state), returns_its_own(merge, Merge)
+                merged[merge.target] = add_residual(received, streams[merge.target], in_place=owns)
         return merged

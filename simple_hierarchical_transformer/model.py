@@ -24,7 +24,7 @@ from .config import LatentLoss, ModelConfig
 from .description import DescriptionMixin
 from .generation import GenerationMixin
 from .inputs import check_can_draft, check_ids, check_length, check_returns, check_state, check_vocabulary
-from .linear import Linear
+from .linear import Linear, is_untouched
 from .losses import Losses
 from .losses.objective import Objective
 from .merge import Hold, LayerMerge, LayerMergeState
@@ -402,7 +402,8 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, nn.Module):
 
     def _source(self, ids: Tensor) -> Source | None:
         """The embeddings of the vocabulary, of unit root mean square, where it is much shorter than the ids (b, n)."""
-        if not is_faster_looked_up(ids.numel(), self.num_tokens, self.config.dim_embedding, ids.device):
+        is_faster = is_faster_looked_up(ids.numel(), self.num_tokens, self.config.dim_embedding, ids.device)
+        if not (is_faster and is_untouched(self.token_emb, kind=nn.Embedding)):
             return None
         table = F.pad(rms_norm(self.token_emb.weight), (0, 0, 0, 1))
         return Source(ids.masked_fill(ids == self.config.ignore_index, self.num_tokens), table)

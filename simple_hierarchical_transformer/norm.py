@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .blocks import blocks
+from .blocks import KEPT, blocks, empty
 
 EPS = 1e-6
 
@@ -25,7 +25,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, back: int, dtype: torch.dtype) -> Tensor:
         ctx.back, ctx.dtype = back, x.dtype
-        y = torch.empty(x.shape, dtype=dtype, device=x.device)
+        y = empty(x.shape, x.new_empty(0, dtype=dtype), KEPT)
         x, normed = in_sequences(x, back), in_sequences(y, back)
         inverse = x.new_empty(*x.shape[:-1], 1, dtype=torch.promote_types(x.dtype, torch.float32))
         for own in blocks(x.shape, x.device):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .blocks import MULTIPLIED, add_product, blocks
+from .blocks import KEPT, MULTIPLIED, add_product, blocks, empty
 from .linear import product_dtype
 from .norm import inverse_root_mean_square
 
@@ -36,7 +36,8 @@ class _QueriesKeysValues(torch.autograd.Function):
         ctx.types = x.dtype, weight.dtype
         x, weight = x.to(product), weight.to(product)
         b, m = x.shape[:2]
-        qkv = (x.reshape(b * m, -1) @ weight.t()).view(b, m, 3, heads, -1)
+        qkv = empty((b, m, 3, heads, weight.shape[0] // (3 * heads)), x, KEPT)
+        torch.mm(x.reshape(b * m, -1), weight.t(), out=qkv.view(b * m, -1))
         inverse = torch.empty(b, m, 2, heads, 1, dtype=cos.dtype, device=x.device)
         for own in blocks((b, m, 2 * weight.shape[0] // 3), x.device):
             both, at = qkv[own][:, :, :2], own[1]

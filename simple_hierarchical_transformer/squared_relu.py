@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .blocks import CACHED, MULTIPLIED, add_product, blocks, soon_free
+from .blocks import CACHED, MULTIPLIED, PASSING, add_product, blocks, empty
 from .linear import product_dtype
 
 TINY = 1e-30
@@ -73,7 +73,7 @@ class _LinearSquaredReLULinear(torch.autograd.Function):
         ctx.keeps = not (recompute and is_recomputed(b * m * k, device))
         everything = [(slice(0, b), slice(0, m))]
         parts = blocks((b, m, k), device, most=MULTIPLIED, multiple=max(ratios))
-        out = soon_free((b, m, len(to_out)), to_out)
+        out = empty((b, m, len(to_out)), to_out, PASSING)
         hidden = to_out.new_empty(0)
         for own in everything if ctx.keeps else parts:
             hidden = activated(hidden, own, inputs, weights, bias, ratios)

@@ -15,6 +15,9 @@ class Losses:
     All values are scalars before their weights, cross-entropies in nats: the loss is cross_entropy plus each part
     times its weight. Parts that are switched off are zero. The mappings go from the compress factor of a stream to
     its own value, and their sum is the part.
+
+    To learn from, take the loss itself: under `torch.compile`, what the output head is asked for (cross_entropy,
+    reconstruction, prophet) carries no gradient of its own.
     """
 
     cross_entropy: Tensor

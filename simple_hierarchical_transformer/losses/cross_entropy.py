@@ -129,7 +129,7 @@ def losses_and_gradients(
         if not (needs_x or needs_weight):
             continue
         # by the logits: p, and 1 less at the target
-        by_logits = log_p.exp_().scatter_add_(1, index, log_p.new_tensor(-1).expand(index.shape))
+        by_logits = log_p.exp_().scatter_add_(1, index, log_p.new_full(index.shape, -1))
         by_logits = by_logits if half is logits else half.copy_(by_logits)
         if needs_x:
             multiply(by_logits, weight, grad_x[own]).mul_(share)
