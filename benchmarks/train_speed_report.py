@@ -30,6 +30,11 @@ def is_half(contender: str) -> bool:
     return contender.endswith("autocast")
 
 
+def short(contender: str) -> str:
+    """For a figure, in which float32 goes without saying."""
+    return contender.removesuffix(", float32").replace(" autocast", "")
+
+
 def print_cells(cells: list[dict[str, Any]]) -> None:
     """Of one case."""
     for i, cell in enumerate(cells):
@@ -81,10 +86,10 @@ def draw(content: dict[str, Any], path: Path) -> None:
     bars = [[cell for cell in cells if cell["case"] == case] for case in cases]
     rows = [bars[i : i + COLUMNS] for i in range(0, len(bars), COLUMNS)]
     most = [max(len(panel) for panel in row) for row in rows]
-    heights = [0.2 * bars + 0.85 for bars in most] + [3.0] * bool(swept)
+    heights = [0.2 * bars + 0.85 for bars in most] + [4.2] * bool(swept)
     if not heights:
         return
-    figure = pyplot.figure(figsize=(10.5, sum(heights)), layout="constrained")
+    figure = pyplot.figure(figsize=(12, sum(heights)), layout="constrained")
     grid = figure.add_gridspec(len(heights), COLUMNS, height_ratios=heights)
     for i, row in enumerate(rows):
         for j, panel in enumerate(row):
@@ -102,7 +107,7 @@ def draw_bars(axis: Any, cells: list[dict[str, Any]], places: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     cells = sorted(cells, key=lambda cell: cell["tokens_per_second"])
-    names = [cell["contender"].replace(" autocast", "") for cell in cells]
+    names = [short(cell["contender"]) for cell in cells]
     speeds = [cell["tokens_per_second"] for cell in cells]
     colors = [COLORS[split(cell["contender"])[0]] for cell in cells]
     hatches = ["////" if is_half(cell["contender"]) else "" for cell in cells]
@@ -112,8 +117,8 @@ def draw_bars(axis: Any, cells: list[dict[str, Any]], places: int) -> None:
         axis.text(cell["tokens_per_second"], row, label, va="center", fontsize=7, color="#333333")
     axis.set_xlim(0, 1.4 * max(speeds))
     axis.set_ylim(len(cells) - places - 0.6, len(cells) - 0.4)
-    place = f"{cells[0]['case']}, {cells[0]['batch']} × {cells[0]['length']:,} tokens"
-    axis.set_title(f"{place}\ntokens per second, peak memory", fontsize=8.5, loc="left")
+    place = f"{cells[0]['case']}\n{cells[0]['batch']} × {cells[0]['length']:,} tokens"
+    axis.set_title(f"{place}: tokens per second, peak memory", fontsize=8.5, loc="left")
     axis.tick_params(labelsize=7.5, length=0)
     axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.xaxis.set_major_formatter("{x:,g}")
@@ -134,15 +139,20 @@ def draw_lines(axis: Any, cells: list[dict[str, Any]], key: str, factor: float, 
         lengths = [cell["length"] for cell in own]
         color = COLORS[split(contender)[0]]
         axis.plot(
-            lengths, [cell[key] * factor for cell in own], color=color, marker="o", markersize=3.5, label=contender
+            lengths,
+            [cell[key] * factor for cell in own],
+            color=color,
+            marker="o",
+            markersize=3.5,
+            label=short(contender),
         )
         if key == "seconds_per_step" and own[0]["floor_seconds"]:
             floors = [cell["floor_seconds"] * factor for cell in own]
-            axis.plot(lengths, floors, color=color, linestyle=":", linewidth=1.3, label=f"floor of {contender}")
+            axis.plot(lengths, floors, color=color, linestyle=":", linewidth=1.3, label=f"floor of {short(contender)}")
     ticks = sorted({cell["length"] for cell in cells})
-    axis.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    axis.set_xticks(ticks, [f"{n:,}" for n in ticks], rotation=30)
     axis.minorticks_off()
     axis.tick_params(labelsize=7.5)
     axis.set_xlabel("length of one sequence, tokens", fontsize=8)
     axis.set_title(f"{cells[0]['family']}: {label}", fontsize=8.5, loc="left")
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(-0.1, -0.25), ncols=2)
