@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .blockwise import attend_blockwise
+from .blockwise import LEAST_BLOCK, attend_blockwise
 from .chunk import StreamChunk
 from .linear import Linear, has_own_backward, linear_for_residual
 from .norm import rms_norm
@@ -33,7 +33,6 @@ from .state import StateSpec
 
 FUSED_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 XPOS_BLOCK = 512  # queries that share one reference for the xPos scale
-LEAST_BLOCK = 32  # queries of a block, where the window is smaller
 
 
 class Attention(nn.Module):
