@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from simple_hierarchical_transformer import HierarchicalTransformer
+from simple_hierarchical_transformer.text.data import load_split
 from simple_hierarchical_transformer.training import ModelArguments, TrainConfig
-from simple_hierarchical_transformer.training.data import load_split
 from simple_hierarchical_transformer.training.loop import train
 
 RESULTS = Path(__file__).parent / "results" / "speculation.json"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .arguments import to_arguments
+from .files import write_atomically
 
 if TYPE_CHECKING:
     from .model import HierarchicalTransformer
@@ -37,29 +37,6 @@ class CheckpointError(ValueError):
 
     def __init__(self, path: Path, reason: str, remedy: str) -> None:
         super().__init__(f"{path}: {reason}: {remedy}")
-
-
-def write_atomically(contents: Mapping[Path, bytes]) -> None:
-    """Replace the files of one folder, each whole or not at all; none before all are safely on the disk."""
-    beside = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for path in contents}
-    try:
-        for path, content in contents.items():
-            with open(beside[path], "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in contents:
-            os.replace(beside[path], path)
-    except BaseException:
-        for path in beside.values():
-            path.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the renames themselves must reach the disk
-        folder = os.open(next(iter(contents)).parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def checksum_of_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -21,9 +21,9 @@ from .describe import describe as describe_model
 from .flags import add_model_flags, flag_adder, split_options
 from .generation import BACKENDS
 from .sampling import Sampling
-from .training.config import DEVICES, NUM_BYTES, TrainConfig
+from .text.printing import NUM_BYTES, TextStream, check_byte_model, prompt_ids
+from .training.config import DEVICES, TrainConfig
 from .training.run_folder import MODEL_FOLDER
-from .training.text import TextStream, check_byte_model, prompt_ids
 
 COMMAND = "hierarchical-transformer"
 EXTRA = {"accelerate", "tqdm"}

@@ -12,7 +12,7 @@ from . import HierarchicalTransformer
 from .checkpoint import CONFIG_FILE, CUSTOM, OVERRIDES, read_config
 from .description import Description
 from .flags import DEFAULTS, split_options
-from .training.config import NUM_BYTES
+from .text.printing import NUM_BYTES
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 

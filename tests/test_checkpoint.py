@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from simple_hierarchical_transformer import CheckpointError, HierarchicalTransformer, checkpoint
 from simple_hierarchical_transformer.arguments import to_arguments
-from simple_hierarchical_transformer.checkpoint import write_atomically
 from simple_hierarchical_transformer.config import ModelConfig
+from simple_hierarchical_transformer.files import write_atomically
 
 ARGUMENTS: dict[str, Any] = {
     "num_tokens": 11, "dim": (8, 4), "depth": 2, "seq_len": 16, "dim_head": 2, "heads": 2,

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..text.printing import NUM_BYTES
 from ..validation import flag, number, whole
 
-NUM_BYTES = 256
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DEFAULT_MINUTES = 3.0
 NEAR_WINDOW = 64  # of the finest stream, where no other is given

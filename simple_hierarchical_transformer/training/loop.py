@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..model import HierarchicalTransformer
+from ..text.data import Corpus, Split, load_split, train_batch, validation_batches
+from ..text.printing import continue_text, printable
 from .config import TrainConfig
-from .data import Corpus, Split, load_split, train_batch, validation_batches
 from .metrics import MetricsLog, ProgressBar, bits, validate
 from .optimizer import learning_rate_factor, make_optimizers, scale_learning_rates
 from .run_folder import MODEL_FOLDER, check_run_folder, open_run_folder
-from .text import continue_text, printable
 
 SAMPLE_PROMPT_BYTES = 64
 

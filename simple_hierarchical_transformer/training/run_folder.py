@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import write_atomically
+from ..files import write_atomically
 
 CONFIG_FILE = "config.json"
 MODEL_FOLDER = "model"

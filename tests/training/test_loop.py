@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from simple_hierarchical_transformer import HierarchicalTransformer
+from simple_hierarchical_transformer.text.data import load_split, validation_batches
 from simple_hierarchical_transformer.training import TrainConfig, loop
-from simple_hierarchical_transformer.training.data import load_split, validation_batches
 from simple_hierarchical_transformer.training.loop import NonFiniteError, Run, train
 from simple_hierarchical_transformer.training.metrics import MetricsLog, validate
 

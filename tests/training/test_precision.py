@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from simple_hierarchical_transformer import HierarchicalTransformer
+from simple_hierarchical_transformer.text.data import load_split, train_batch
 from simple_hierarchical_transformer.training import TrainConfig
-from simple_hierarchical_transformer.training.data import load_split, train_batch
 from simple_hierarchical_transformer.training.optimizer import make_optimizers
 
 STEPS = 200

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simple_hierarchical_transformer import HierarchicalTransformer
-from simple_hierarchical_transformer.training.text import TextStream, check_byte_model, continue_text, printable
+from simple_hierarchical_transformer.text.printing import TextStream, check_byte_model, continue_text, printable
 
 
 @given(st.binary())

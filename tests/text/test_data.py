@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simple_hierarchical_transformer.training.data import (
+from simple_hierarchical_transformer.text.data import (
     NOT_LIBRARY,
     OPEN_MAPS,
     Corpus,

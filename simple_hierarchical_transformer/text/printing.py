@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..model import HierarchicalTransformer
-from .config import NUM_BYTES
 
+NUM_BYTES = 256
 ENCODING, ERRORS = "utf-8", "backslashreplace"
 
 # All but line feed and tab: a terminal obeys them, and an untrained model writes them

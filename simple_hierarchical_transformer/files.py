@@ -1,0 +1,53 @@
+"""Write files so that a folder holds the old one or the new one, whole, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def write_atomically(contents: Mapping[Path, bytes]) -> None:
+    """Replace the files of one folder, each whole or not at all; none before all are safely on the disk."""
+    beside = {path: name_beside(path) for path in contents}
+    try:
+        for path, content in contents.items():
+            write_flushed(beside[path], content)
+        for path in contents:
+            os.replace(beside[path], path)
+    except BaseException:
+        for path in beside.values():
+            path.unlink(missing_ok=True)
+        raise
+    flush_folder(next(iter(contents)).parent)
+
+
+def name_beside(path: Path) -> Path:
+    """A hidden name in the same folder, for what isn't whole yet; `is_beside` knows it."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def is_beside(path: Path) -> bool:
+    """Whether this is the name of something that a process was ended in the middle of writing."""
+    name, _, key = path.name.rpartition(".")
+    return name.startswith(".") and len(key) == 32 and all(letter in "0123456789abcdef" for letter in key)
+
+
+def write_flushed(path: Path, content: bytes) -> None:
+    """Write a new file, down to the disk."""
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Make sure that the names in a folder are on the disk."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
