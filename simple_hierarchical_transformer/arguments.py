@@ -6,6 +6,7 @@ and the remedy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -143,6 +144,14 @@ def build_prophet(
     )
 
 
+def scaled_to_one(shares: tuple[float, ...]) -> tuple[float, ...]:
+    """Shares whose sum is 1; as they are where it is 1 already, so that scaling them again changes no bit."""
+    largest = max(shares)
+    total = math.fsum(share / largest for share in shares)  # which no finite shares overflow
+    scaled = tuple(share / largest / total for share in shares)
+    return shares if math.isclose(math.fsum(shares), 1.0, rel_tol=1e-12) else scaled
+
+
 def build_next_latent(
     streams: tuple[StreamConfig, ...],
     weight: float | Sequence[float],
@@ -226,7 +235,7 @@ def build_next_latent(
         num_layers=num_layers,
         dynamic_weight=dynamic_weight,
         decay=number("dynamic_loss_decay", decay),
-        rollout_weights=tuple(share / sum(shares) for share in shares),
+        rollout_weights=scaled_to_one(shares),
     )
 
 

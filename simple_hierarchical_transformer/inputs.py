@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .config import ModelConfig
 from .state import DecodingState
-from .validation import flag
+from .validation import flag, shown, whole
 
 INTEGER_TYPES = frozenset(
     {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
 )
+
+Ablation = bool | frozenset[int]  # all merges, or none, or what the streams of these compress factors contribute
 
 
 def check_ids(ids: Tensor, *, name: str = "ids") -> Tensor:
@@ -80,6 +85,57 @@ def check_returns(config: ModelConfig, has_state: bool, *, has_logits_to_keep: b
         )
 
 
+def check_target_counts(counts: Any, return_loss: bool) -> None:
+    """Sums of what `count_targets` returns, for a call that returns a loss.
+
+    Raises:
+        TypeError: if they are no tensor of whole numbers.
+        ValueError: for a call that returns no loss.
+    """
+    if not isinstance(counts, Tensor) or counts.dtype not in INTEGER_TYPES:
+        raise TypeError(
+            f"target_counts must be a tensor of whole numbers, got {shown(counts)}: give the sum of what "
+            "model.count_targets(ids) returns for each batch"
+        )
+    if not return_loss:
+        raise ValueError("target_counts has no effect without return_loss=True: set that, or leave it out")
+
+
+def check_ablation(ablate: Any, config: ModelConfig) -> Ablation:
+    """What is left out of the merges: True, False, a compress factor, or several as a set of them.
+
+    Raises:
+        TypeError: if it is none of these.
+        ValueError: if the model has no stream of such a factor.
+    """
+    if isinstance(ablate, bool):
+        return ablate
+    several = isinstance(ablate, (tuple, list, set, frozenset))
+    if not several and not isinstance(ablate, Integral):
+        raise TypeError(
+            "ablate_hierarchical_merge must be True, False, a compress factor, or several of them, got "
+            f"{shown(ablate)}: give True to leave all merges out"
+        )
+    factors = frozenset(
+        whole("ablate_hierarchical_merge", factor, least=1) for factor in (ablate if several else (ablate,))
+    )
+    has = tuple(stream.compress_factor for stream in config.streams)
+    if unknown := sorted(factors.difference(has)):
+        raise ValueError(
+            f"ablate_hierarchical_merge names the compress factor{'s' * (len(unknown) > 1)} "
+            f"{', '.join(map(str, unknown))}, but this model's streams have {', '.join(map(str, has))}: choose among "
+            "these, or give True to leave all merges out"
+        )
+    return factors or False
+
+
+def merged_sources(ablated: Ablation, config: ModelConfig) -> bool | frozenset[int]:
+    """Whether merges take part at all, or the indices of the streams that contribute to them."""
+    if isinstance(ablated, bool):
+        return not ablated
+    return frozenset(i for i, stream in enumerate(config.streams) if stream.compress_factor not in ablated)
+
+
 def check_can_draft(config: ModelConfig) -> None:
     """Drafts come from coarse tokens that have learnt to predict input tokens.
 
@@ -117,7 +173,7 @@ def check_length(ids: Tensor, seq_len: int, return_loss: bool, has_state: bool) 
 
 
 def check_state(
-    state: DecodingState, config: ModelConfig, ids: Tensor, dtype: torch.dtype, device: torch.device, ablate: bool
+    state: DecodingState, config: ModelConfig, ids: Tensor, dtype: torch.dtype, device: torch.device, ablate: Ablation
 ) -> None:
     """A state must be of this model, batch size, type and device, and go on as it was begun.
 
@@ -140,7 +196,8 @@ def check_state(
                 f"model.init_state({ids.shape[0]}){when}"
             )
     if state.position and state.ablated != ablate:
+        now, before = (each if isinstance(each, bool) else sorted(each) for each in (ablate, state.ablated))
         raise ValueError(
-            f"ablate_hierarchical_merge={ablate}, but the state was begun with {state.ablated}: keep it the same "
-            "for all chunks of a text"
+            f"ablate_hierarchical_merge={now}, but the state was begun with {before}: keep it the same for all chunks "
+            "of a text"
         )

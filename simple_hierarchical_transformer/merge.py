@@ -91,16 +91,27 @@ class Merge(nn.Module):
         return MergeState(tuple(hold.init_state(spec) for hold in self.holds))
 
     def forward(
-        self, normed: Sequence[Tensor | None], chunks: Sequence[StreamChunk], state: MergeState | None = None
+        self,
+        normed: Sequence[Tensor | None],
+        chunks: Sequence[StreamChunk],
+        state: MergeState | None = None,
+        sources: frozenset[int] | None = None,
     ) -> Tensor:
-        """`normed` holds None for a stream that has no token in its chunk: what it had last is still held."""
-        if state is None and has_own_backward(*self.projections, self.to_out):
+        """`normed` holds None for a stream that has no token in its chunk: what it had last is still held.
+
+        Where `sources` are given, only the streams with these indices are pooled, as if the others were zero.
+        """
+        if state is None and sources is None and has_own_backward(*self.projections, self.to_out):
             return self._whole(normed, chunks)
         held = state.held if state is not None else (None,) * len(normed)
-        hidden: Tensor = self.bias
-        for tokens, project, hold, chunk, register in zip(
-            normed, self.projections, self.holds, chunks, held, strict=True
+        own = normed[self.target]
+        assert own is not None
+        hidden: Tensor = self.bias.expand(*own.shape[:2], -1)
+        for index, (tokens, project, hold, chunk, register) in enumerate(
+            zip(normed, self.projections, self.holds, chunks, held, strict=True)
         ):
+            if sources is not None and index not in sources:
+                continue
             if hold.repeats:  # what is projected at the lower rate is less
                 rows = hold(None if tokens is None else project(tokens), chunk, chunks[self.target], register)
             else:
@@ -137,7 +148,11 @@ class LayerMerge(nn.Module):
         return LayerMergeState(tuple(merge.init_state(spec) for merge in self.merges))
 
     def forward(
-        self, streams: Sequence[Tensor], chunks: Sequence[StreamChunk], state: LayerMergeState | None = None
+        self,
+        streams: Sequence[Tensor],
+        chunks: Sequence[StreamChunk],
+        state: LayerMergeState | None = None,
+        sources: frozenset[int] | None = None,
     ) -> list[Tensor]:
         normed = [rms_norm(tokens, product_dtype(tokens)) if tokens.shape[1] else None for tokens in streams]
         states = state.merges if state is not None else (None,) * len(self.merges)
@@ -145,6 +160,6 @@ class LayerMerge(nn.Module):
         for merge, merge_state in zip(self.merges, states, strict=True):
             # a target without a token in this chunk has no source with a token that it would have to hold
             if chunks[merge.target].length:
-                received, owns = merge(normed, chunks, merge_state), returns_its_own(merge, Merge)
+                received, owns = merge(normed, chunks, merge_state, sources), returns_its_own(merge, Merge)
                 merged[merge.target] = add_residual(received, streams[merge.target], in_place=owns)
         return merged

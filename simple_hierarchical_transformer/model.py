@@ -6,7 +6,7 @@ Shapes: `b` batch, `n` input tokens, `m` tokens of a stream (`ceil(n / stride)` 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute_for_backward
 
-from . import checkpoint
+from . import checkpoint, hub
 from .arguments import build_config
 from .block import Block, BlockState
 from .chunk import StreamChunk
@@ -23,7 +23,17 @@ from .compressor import Compressor, Projection, Source, is_faster_looked_up
 from .config import LatentLoss, ModelConfig
 from .description import DescriptionMixin
 from .generation import GenerationMixin
-from .inputs import check_can_draft, check_ids, check_length, check_returns, check_state, check_vocabulary
+from .inputs import (
+    check_ablation,
+    check_can_draft,
+    check_ids,
+    check_length,
+    check_returns,
+    check_state,
+    check_target_counts,
+    check_vocabulary,
+    merged_sources,
+)
 from .linear import Linear, is_untouched
 from .losses import Losses
 from .losses.objective import Objective
@@ -78,17 +88,21 @@ class Layer(nn.Module):
         streams: Sequence[Tensor],
         chunks: Sequence[StreamChunk],
         state: LayerState | None = None,
-        merge: bool = True,
+        merge: bool | frozenset[int] = True,
     ) -> list[Tensor]:
+        """`merge` says whether streams are merged, or holds the indices of those that contribute."""
         states = state.blocks if state is not None else (None,) * len(self.blocks)
         streams = [block(x, c, s) for block, x, c, s in zip(self.blocks, streams, chunks, states, strict=True)]
-        if self.merge is None or not merge:
+        if self.merge is None or merge is False:
             return streams
-        merged: list[Tensor] = self.merge(streams, chunks, state.merge if state is not None else None)
+        sources = None if merge is True else merge
+        merged: list[Tensor] = self.merge(streams, chunks, state.merge if state is not None else None, sources)
         return merged
 
 
-def recomputed(layer: Layer, streams: Sequence[Tensor], chunks: Sequence[StreamChunk], merge: bool) -> list[Tensor]:
+def recomputed(
+    layer: Layer, streams: Sequence[Tensor], chunks: Sequence[StreamChunk], merge: bool | frozenset[int]
+) -> list[Tensor]:
     """What a layer makes of whole streams, keeping only these: all else is computed again for the backward pass."""
 
     def run(*streams: Tensor) -> list[Tensor]:
@@ -266,7 +280,9 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, nn.Module):
         return DecodingState(spec, self.config, parts)
 
     @overload
-    def forward(self, ids: Tensor, return_loss: Literal[True]) -> tuple[Tensor, Losses]: ...
+    def forward(
+        self, ids: Tensor, return_loss: Literal[True], *, target_counts: Tensor | None = None
+    ) -> tuple[Tensor, Losses]: ...
 
     @overload
     def forward(
@@ -274,7 +290,7 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, nn.Module):
         ids: Tensor,
         return_loss: Literal[False] = False,
         state: DecodingState | None = None,
-        ablate_hierarchical_merge: bool = False,
+        ablate_hierarchical_merge: bool | int | Collection[int] = False,
         *,
         logits_to_keep: int | None = None,
     ) -> Tensor: ...
@@ -285,11 +301,12 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, nn.Module):
         ids: Tensor,
         return_loss: bool = False,
         state: DecodingState | None = None,
-        ablate_hierarchical_merge: bool = False,
+        ablate_hierarchical_merge: bool | int | Collection[int] = False,
         return_hierarchical_token_embeds: bool = False,
         return_hierarchical_embeds: bool = False,
         return_random_proj_quantize_ids: bool = False,
         logits_to_keep: int | None = None,
+        target_counts: Tensor | None = None,
     ) -> Any: ...
 
     def forward(
@@ -297,11 +314,12 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, nn.Module):
         ids: Tensor,
         return_loss: bool = False,
         state: DecodingState | None = None,
-        ablate_hierarchical_merge: bool = False,
+        ablate_hierarchical_merge: bool | int | Collection[int] = False,
         return_hierarchical_token_embeds: bool = False,
         return_hierarchical_embeds: bool = False,
         return_random_proj_quantize_ids: bool = False,
         logits_to_keep: int | None = None,
+        target_counts: Tensor | None = None,
     ) -> Any:
         """Logits, or the loss, or what the streams hold.
 
@@ -309,11 +327,17 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, nn.Module):
             ids: token ids (b, n) of any integer type; n at most `seq_len`, or any length with a state.
             return_loss: train: predict ids[:, 1:] from ids[:, :-1].
             state: made by `init_state`: the ids continue what it has seen, and it is advanced.
-            ablate_hierarchical_merge: leave the merges out, to see what they contribute.
+            ablate_hierarchical_merge: True leaves all merges out, to see what they contribute. A compress factor, or
+                several, leave out what these streams contribute: in every layer each merge, into whatever stream and
+                into that stream itself, pools the other streams as if these were zero. They are still computed,
+                merged into, and read by the logits where predict_use_all_hierarchy is on.
             return_hierarchical_token_embeds: return the tokens of each stream before the layers.
             return_hierarchical_embeds: return the tokens of each stream after the layers.
             return_random_proj_quantize_ids: return each stream's codes; needs prophet_loss_use_quantized.
             logits_to_keep: compute the logits of the last so many positions only; of all by default.
+            target_counts: with return_loss, what each mean's sum over its valid targets is divided by (k,): the sum
+                of `count_targets` over all batches that are learnt from in one step, so that their losses add up to
+                that of one big batch. Their own counts by default.
 
         Returns:
             Logits (b, n, num_tokens); or `(loss, losses)`, see `Losses`; or a list with, for each stream, tokens
@@ -334,16 +358,19 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, nn.Module):
             return_random_proj_quantize_ids=return_random_proj_quantize_ids,
             has_logits_to_keep=logits_to_keep is not None,
         )
+        if target_counts is not None:
+            check_target_counts(target_counts, return_loss)
+        ablated = check_ablation(ablate_hierarchical_merge, self.config)
         check_length(ids, self.seq_len, return_loss, state is not None)
         if logits_to_keep is not None:
             whole("logits_to_keep, if not None,", logits_to_keep, least=1)
         if state is not None:
-            check_state(state, self.config, ids, self.dtype, self.device, ablate_hierarchical_merge)
-        merge = not ablate_hierarchical_merge
+            check_state(state, self.config, ids, self.dtype, self.device, ablated)
+        merge = merged_sources(ablated, self.config)
         if state is not None:
             state.begin(ids.shape[1])
             logits = self.decode(ids, state, self.chunks(state.position, ids.shape[1]), merge, logits_to_keep)
-            state.advance(ids.shape[1], ablate_hierarchical_merge)
+            state.advance(ids.shape[1], ablated)
             return logits
 
         inputs = ids[:, :-1] if return_loss else ids
@@ -360,15 +387,33 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, nn.Module):
             return self.objective.codes(compressed, embeds)
         hidden = self._head_input(embeds, chunks)
         if return_loss:
-            return self.objective(ids, hidden, self.to_logits.weight, embedded, compressed, embeds)
+            weight = self.to_logits.weight
+            return self.objective(ids, hidden, weight, embedded, compressed, embeds, target_counts)
         return self.to_logits(last(hidden, logits_to_keep))
+
+    def count_targets(self, ids: Tensor) -> Tensor:
+        """How many valid targets a batch has for each mean that its loss is made of, without computing it.
+
+        Where a step learns from several batches with padding, in turns or on several devices, give the sum of their
+        counts to each `forward(ids, return_loss=True, target_counts=…)`: gradients and losses then add up to those
+        of all of them at once.
+
+        Args:
+            ids: token ids (b, n + 1), as `forward` takes them with return_loss.
+
+        Returns:
+            Whole numbers (k,), in an order that depends on the model alone.
+        """
+        ids = check_ids(ids)
+        check_length(ids, self.seq_len, True, False)
+        return self.objective.count_targets(ids)
 
     def decode(
         self,
         ids: Tensor,
         state: DecodingState,
         chunks: Sequence[StreamChunk],
-        merge: bool = True,
+        merge: bool | frozenset[int] = True,
         logits_to_keep: int | None = None,
     ) -> Tensor:
         """Logits (b, n, v) of a chunk of ids (b, n), noted in the state; what `forward` does between its checks.
@@ -424,7 +469,12 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, nn.Module):
         return [rms_norm(x) if x.shape[1] else x for x in compressed]
 
     def _layers(
-        self, streams: list[Tensor], chunks: Sequence[StreamChunk], parts: ModelState | None = None, *, merge: bool
+        self,
+        streams: list[Tensor],
+        chunks: Sequence[StreamChunk],
+        parts: ModelState | None = None,
+        *,
+        merge: bool | frozenset[int],
     ) -> list[Tensor]:
         """What each stream holds after the layers and its final norm."""
         recomputes = self.config.checkpoint_activations and parts is None and torch.is_grad_enabled()
@@ -471,21 +521,80 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, nn.Module):
             count[: vectors.shape[1]] += 1
         return (mixed / count).log()
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`; see `checkpoint.save_model`."""
-        checkpoint.save_model(self, folder)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], **overrides: Any) -> HierarchicalTransformer:
-        """Load what `save_pretrained` wrote; see `checkpoint.load_model`.
+    def save_pretrained(self, folder: str | os.PathLike[str], *, model_card: str | None = None) -> None:
+        """Write `config.json`, `model.safetensors` and the model card `README.md` into `folder`.
 
         Args:
-            folder: the folder that was saved to.
+            folder: it is made where it isn't there.
+            model_card: text of the card; by default, one that `make_model_card` writes. A card that stands there is
+                replaced only as long as it is, unchanged, one that was made here.
+
+        Raises:
+            OSError: if the folder can't be written to; what stood there before still stands.
+        """
+        checkpoint.save_model(self, folder, model_card)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> HierarchicalTransformer:
+        """Load what `save_pretrained` wrote, onto the CPU, from a folder or from the Hugging Face Hub.
+
+        Args:
+            folder: the folder that was saved to, or a model on the Hub such as `user/name` (with the `hub` extra); a
+                folder that is here goes first.
+            revision: branch, tag or commit on the Hub; the main branch by default.
+            token: of the Hub; by default, the one that this machine is signed in with.
+            cache_dir: where copies from the Hub are kept; by default, where huggingface_hub keeps them.
+            local_files_only: take what is in the cache, without the network, as HF_HUB_OFFLINE=1 does.
             overrides: constructor arguments that change no parameter (`seq_len`, `window_sizes`, `use_flash_attn`,
                 `use_xpos`, `checkpoint_activations`), and those that JSON can't hold (`chunk_summarizers`, a callable
                 `next_latent_loss_type`).
 
         Raises:
             CheckpointError: if the folder is incomplete, damaged, or of another configuration.
+            OSError: if the Hub can't be reached, or has no such model.
         """
-        return checkpoint.load_model(cls, folder, overrides)
+        path = hub.find(folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+        return checkpoint.load_model(cls, path, overrides)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload model",
+        revision: str | None = None,
+        model_card: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face Hub, and return the address of the commit.
+
+        Args:
+            repo_id: `user/name`; the repository is made where it isn't there.
+            private: whether a repository that is made is private; by default, what the account's settings say.
+            token: of the Hub; by default, the one that this machine is signed in with.
+            commit_message: of the commit.
+            revision: branch to upload to, which is made where it isn't there; the main one by default.
+            model_card: text of the card; by default, one that `make_model_card` writes, unless the repository has one.
+
+        Raises:
+            ValueError: for a name that is none, or if the `hub` extra isn't installed.
+            OSError: if the Hub can't be reached, or doesn't take the files.
+        """
+        return hub.push(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            commit_message=commit_message,
+            revision=revision,
+            model_card=model_card,
+        )

@@ -176,7 +176,7 @@ class DecodingState:
         self.leaves = tuple(_leaves(parts))
         self.position = 0
         self.rewindable = 0
-        self.ablated = False  # whether the merges were left out
+        self.ablated: bool | frozenset[int] = False  # what the merges left out: all, nothing, or these factors
 
     @property
     def batch_size(self) -> int:
@@ -213,7 +213,7 @@ class DecodingState:
         for leaf in self.leaves:
             leaf.blank_unseen(self.position)
 
-    def advance(self, length: int, ablated: bool) -> None:
+    def advance(self, length: int, ablated: bool | frozenset[int]) -> None:
         """After a call on `length` tokens that has succeeded."""
         self.take_over()
         self.ablated = ablated

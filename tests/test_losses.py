@@ -287,7 +287,7 @@ def test_chunked_cross_entropies_equal_plain_ones(
         Question(rows, torch.randint(0, 90, rows.shape[:-1]), torch.rand(rows.shape[:-1]) < 0.7) for rows in (x, y)
     ]
     plain = [F.cross_entropy((q.x @ weight.T)[q.valid], q.target[q.valid]) for q in questions]
-    total, means = linear_cross_entropies(questions, weight, shares)
+    total, means = linear_cross_entropies(questions, weight, shares, [q.valid.sum() for q in questions])
     expected_total = shares[0] * plain[0] + shares[1] * plain[1]
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
     for got, expected in ((total, expected_total), *zip(means, plain, strict=True)):
@@ -307,7 +307,9 @@ def test_chunked_cross_entropies_equal_plain_ones(
 def test_cross_entropy_takes_only_the_gradients_that_are_needed(needed: str) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(20, 8, requires_grad=needed == "x"), torch.randn(90, 8, requires_grad=needed == "weight")
-    loss = linear_cross_entropy(Question(x, torch.randint(0, 90, (20,)), torch.ones(20, dtype=torch.bool)), weight)
+    loss = linear_cross_entropy(
+        Question(x, torch.randint(0, 90, (20,)), torch.ones(20, dtype=torch.bool)), weight, torch.tensor(20)
+    )
     loss.backward()
     assert (x.grad is not None, weight.grad is not None) == (needed == "x", needed == "weight")
 
@@ -315,7 +317,7 @@ def test_cross_entropy_takes_only_the_gradients_that_are_needed(needed: str) -> 
 @pytest.mark.parametrize("valid", [torch.zeros(20, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)])
 def test_cross_entropy_without_a_target_is_zero_with_zero_gradients(valid: torch.Tensor) -> None:
     x, weight = torch.randn(len(valid), 8, requires_grad=True), torch.randn(90, 8, requires_grad=True)
-    loss = linear_cross_entropy(Question(x, torch.zeros(len(valid), dtype=torch.long), valid), weight)
+    loss = linear_cross_entropy(Question(x, torch.zeros(len(valid), dtype=torch.long), valid), weight, valid.sum())
     loss.backward()
     assert loss == 0 and weight.grad.abs().max() == 0 and x.grad.shape == x.shape and not x.grad.any()
 
@@ -326,15 +328,16 @@ def test_cross_entropy_is_summed_in_float32(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, weight = (torch.randn(n, 8, dtype=dtype, requires_grad=True) for n in (20_000, 90))
     target = torch.randint(0, 90, (20_000,))
+    count = torch.tensor(len(target))
     exact = F.cross_entropy(x.float() @ weight.float().T, target)
     oracle = torch.autograd.grad(exact, (x, weight))
-    loss = linear_cross_entropy(Question(x, target, torch.ones_like(target, dtype=torch.bool)), weight)
+    loss = linear_cross_entropy(Question(x, target, torch.ones_like(target, dtype=torch.bool)), weight, count)
     assert loss.dtype == torch.float32 and (loss - exact).abs() < 0.01
     for own, other in zip(torch.autograd.grad(loss, (x, weight)), oracle, strict=True):
         assert own.dtype == dtype and (own - other).abs().max() < 0.02 * other.abs().max()
     with torch.autocast("cpu", dtype):
         question = Question(x.float(), target, torch.ones_like(target, dtype=torch.bool))
-        mixed = linear_cross_entropy(question, weight.float())
+        mixed = linear_cross_entropy(question, weight.float(), count)
     assert mixed.dtype == torch.float32 and (mixed - loss).abs() < 0.01
 
 

@@ -35,18 +35,21 @@ LAYERS = (
         "files",
         "inputs",
         "linear",
+        "model_card",
         "modules",
         "norm",
         "queries_keys_values",
         "ring",
         "rotary",
         "sampling",
+        "saved_config",
         "squared_relu",
         "state",
         "validation",
+        "weights",
     ),
     ("attention", "compressor", "feedforward", "token_shift"),
-    ("block", "checkpoint", "checks", "description", "losses", "merge"),
+    ("block", "checkpoint", "checks", "description", "hub", "losses", "merge"),
     ("prompts", "writing", "stepping", "speculation", "generation"),
     ("model",),
     (NAME,),
@@ -54,6 +57,8 @@ LAYERS = (
     ("evaluation",),
     ("training",),
     ("describe", "flags"),
+    ("configure",),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
@@ -134,7 +139,8 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_importing_the_package_imports_no_extra_and_no_lazy_dependency() -> None:
-    extras = {"accelerate", "huggingface_hub", "matplotlib", "tqdm"}
+    extras = {"accelerate", "tqdm", "tyro", "tomli_w", "zstandard", "tokenizers", "tiktoken", "datasets", "lm_eval"}
+    extras |= {"huggingface_hub", "tensorboard", "wandb", "trackio", "matplotlib"}
     lazy = {"local_attention", "vector_quantize_pytorch"}
     added = modules_after(f"import {NAME}") - modules_after("import torch")  # torch takes tqdm where it finds it
     assert NAME in added
@@ -186,4 +192,6 @@ def test_changelog_begins_with_this_version() -> None:
 def test_requirements_are_lower_bounds_only() -> None:
     extras = project()["optional-dependencies"]
     for requirement in [*project()["dependencies"], *(entry for extra in extras.values() for entry in extra)]:
-        assert re.fullmatch(r"[\w-]+(\[\w+\])?>=[\d.]+", requirement), requirement
+        assert re.fullmatch(r"[\w-]+(\[\w+\])?>=[\d.]+|simple-hierarchical-transformer\[[\w,]+\]", requirement), (
+            requirement
+        )

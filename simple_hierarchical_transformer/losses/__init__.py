@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -15,6 +16,9 @@ class Losses:
     All values are scalars before their weights, cross-entropies in nats: the loss is cross_entropy plus each part
     times its weight. Parts that are switched off are zero. The mappings go from the compress factor of a stream to
     its own value, and their sum is the part.
+
+    `target_counts` (k,) says how many valid targets of the batch each of the k means was taken over; a mean times
+    its count is a sum. See `HierarchicalTransformer.count_targets`.
 
     To learn from, take the loss itself: under `torch.compile`, what the output head is asked for (cross_entropy,
     reconstruction, prophet) carries no gradient of its own.
@@ -29,6 +33,7 @@ class Losses:
     hierarchical_ar_by_stream: Mapping[int, Tensor] = field(default_factory=dict)
     prophet_by_stream: Mapping[int, Tensor] = field(default_factory=dict)
     next_latent_by_stream: Mapping[int, Tensor] = field(default_factory=dict)
+    target_counts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     @property
     def prediction(self) -> Tensor:

@@ -25,14 +25,14 @@ class Question(NamedTuple):
     valid: Tensor  # (…,) booleans
 
 
-def linear_cross_entropy(question: Question, weight: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats, of the logits `x @ weight.T` over the valid targets; 0 where there are none."""
-    mean, _ = linear_cross_entropies([question], weight, [1.0])
+def linear_cross_entropy(question: Question, weight: Tensor, count: Tensor) -> Tensor:
+    """Cross-entropy, in nats, of the logits `x @ weight.T`, summed over the valid targets and divided by `count`."""
+    mean, _ = linear_cross_entropies([question], weight, [1.0], [count])
     return mean
 
 
 def linear_cross_entropies(
-    questions: Sequence[Question], weight: Tensor, shares: Sequence[float]
+    questions: Sequence[Question], weight: Tensor, shares: Sequence[float], counts: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Several at once: the sum of their means, each times its share, and the means themselves.
 
@@ -44,12 +44,14 @@ def linear_cross_entropies(
         questions: of rows (…, d)
         weight: (v, d)
         shares: a weight for each question
+        counts: what the sum over the valid targets of each question is divided by: their number, or that of all
+            that are learnt from together; 0 stands for 1
     """
     x = torch.cat([question.x.reshape(-1, weight.shape[1]) for question in questions])
     target = torch.cat([question.target.masked_fill(~question.valid, 0).reshape(-1) for question in questions])
     valids = [question.valid.reshape(-1) for question in questions]
     precise = torch.promote_types(x.dtype, torch.float32)
-    scales = [valid.to(precise) / valid.sum().clamp(min=1) for valid in valids]
+    scales = [valid.to(precise) / count.clamp(min=1) for valid, count in zip(valids, counts, strict=True)]
     shared = torch.cat([scale * share for scale, share in zip(scales, shares, strict=True)])
     total: Tensor
     total, losses = _LinearCrossEntropy.apply(x, weight, target, shared, product_dtype(x))  # type: ignore[no-untyped-call]
@@ -160,6 +162,6 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, half: Tensor | None = None) -> T
     return out.copy_(a @ b if half is None else torch.mm(a, b, out=half))
 
 
-def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of `values` where `valid`; 0, and still part of the graph, where nothing is."""
-    return (values * valid).sum() / valid.sum().clamp(min=1)
+def masked_mean(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:
+    """Sum of `values` where `valid`, divided by `count`; 0, and still part of the graph, where nothing is."""
+    return (values * valid).sum() / count.clamp(min=1)

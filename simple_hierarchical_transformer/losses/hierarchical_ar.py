@@ -17,10 +17,10 @@ class HierarchicalARLoss(nn.Module):
         self.phase_groups = phase_groups
         self.predict = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, embeds: Tensor, valid: Tensor) -> Tensor:
-        """Of `embeds` (b, m, dim) and `valid` (b, m), which says at which tokens there is no padding."""
+    def forward(self, embeds: Tensor, valid: Tensor, count: Tensor) -> Tensor:
+        """Of `embeds` (b, m, dim) and `valid` (b, m - g), the targets without padding; their sum over `count`."""
         groups = self.phase_groups
         precise = torch.promote_types(embeds.dtype, torch.float32)
         predicted = self.predict(embeds[:, :-groups]).to(precise)
         target = embeds[:, groups:].detach().to(precise)
-        return masked_mean(1 - F.cosine_similarity(predicted, target, dim=-1), valid[:, groups:])
+        return masked_mean(1 - F.cosine_similarity(predicted, target, dim=-1), valid, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -89,8 +90,17 @@ class NextLatentLoss(nn.Module):
         )
         self.dynamics = LatentDynamics(stream.dim, config.hidden_dim or stream.dim, config.num_layers)
 
-    def forward(self, embeds: Tensor, token_embeds: Tensor, valid: Tensor) -> Tensor:
-        """Of `embeds` (b, m, dim), the embeddings of the input tokens (b, n, d_emb), and `valid` (b, m)."""
+    def targets(self, valid: Tensor) -> list[Tensor]:
+        """Of `valid` (b, m), which tokens count: what each rollout predicts."""
+        return [valid[:, rollout * self.phase_groups :] for rollout in range(1, self.config.num_rollouts + 1)]
+
+    def forward(
+        self, embeds: Tensor, token_embeds: Tensor, valids: Sequence[Tensor], counts: Sequence[Tensor]
+    ) -> Tensor:
+        """Of `embeds` (b, m, dim) and the embeddings of the input tokens (b, n, d_emb).
+
+        `valids` say of each rollout which targets count, and `counts` what their sum is divided by.
+        """
         config, groups = self.config, self.phase_groups
         loss_function = LOSS_FUNCTIONS[config.loss_type] if isinstance(config.loss_type, str) else config.loss_type
         summaries = self.summarizer(token_embeds.detach() if config.detach_summaries else token_embeds)
@@ -102,7 +112,7 @@ class NextLatentLoss(nn.Module):
 
         precise = torch.promote_types(embeds.dtype, torch.float32)
         latent, total, damping = embeds, embeds.new_zeros((), dtype=precise), None
-        for rollout, share in enumerate(config.rollout_weights, start=1):
+        for rollout, (share, valid, count) in enumerate(zip(config.rollout_weights, valids, counts, strict=True), 1):
             ahead = rollout * groups
             latent = self.dynamics(latent[:, : max(embeds.shape[1] - ahead, 0)], summaries[:, ahead:])
             loss = loss_function(latent.to(precise), embeds[:, ahead:].detach().to(precise))
@@ -117,5 +127,5 @@ class NextLatentLoss(nn.Module):
                 damping = torch.zeros_like(loss) if damping is None else damping[:, : loss.shape[1]]
                 weighted = loss * torch.exp(-config.decay * damping)
                 damping = damping + loss.detach()
-            total = total + share * masked_mean(weighted, valid[:, ahead:])
+            total = total + share * masked_mean(weighted, valid, count)
         return total

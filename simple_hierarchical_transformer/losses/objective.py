@@ -13,7 +13,8 @@ from .cross_entropy import Question, linear_cross_entropies
 from .hierarchical_ar import HierarchicalARLoss
 from .next_latent import NextLatentLoss
 from .quantized_prophet import FrozenQuantizer, QuantizedProphetLoss
-from .tokens import ProphetLoss, ReconstructionLoss
+from .targets import Targets
+from .tokens import ProphetLoss, ReconstructionLoss, TokensLoss
 
 
 class Objective(nn.Module):
@@ -60,6 +61,34 @@ class Objective(nn.Module):
         assert isinstance(prophet, ProphetLoss)
         return prophet.vectors(embeds[:, -1:])[:, 0]
 
+    def targets(self, valid: Tensor) -> Targets:
+        """What each loss is about to predict, of ids of which `valid` (b, n + 1) count; the streams see the first n."""
+        seen = valid[:, :-1]
+        targets = Targets(next_token=valid[:, 1:])
+        for i, s in enumerate(self.config.streams):
+            key, c, length = str(i), s.compress_factor, -(-seen.shape[1] // s.stride)
+            # for latents and codes: a token counts where the input at its own position does
+            tokens = seen[:, :: s.stride]
+            disjoint = tokens[:, s.phase_groups :]
+            if key in self.reconstruction:
+                targets.reconstruction[c] = told(self.reconstruction[key]).targets(length, seen)
+            if key in self.hierarchical_ar:
+                targets.hierarchical_ar[c] = disjoint
+            if key in self.prophet:
+                if self.config.prophet.use_quantized:
+                    targets.codes[c] = disjoint
+                else:
+                    targets.prophet[c] = told(self.prophet[key]).targets(length, valid)
+            if key in self.next_latent:
+                rolled_out = self.next_latent[key]
+                assert isinstance(rolled_out, NextLatentLoss)
+                targets.next_latent[c] = rolled_out.targets(tokens)
+        return targets
+
+    def count_targets(self, ids: Tensor) -> Tensor:
+        """How many valid targets (k,) each mean is taken over, of ids (b, n + 1)."""
+        return self.targets(ids != self.config.ignore_index).counts()
+
     def forward(
         self,
         ids: Tensor,
@@ -68,6 +97,7 @@ class Objective(nn.Module):
         embedded: Tensor,
         compressed: Sequence[Tensor],
         embeds: Sequence[Tensor],
+        target_counts: Tensor | None = None,
     ) -> tuple[Tensor, Losses]:
         """The weighted loss, and its parts.
 
@@ -78,37 +108,49 @@ class Objective(nn.Module):
             embedded: embeddings of the first n ids (b, n, d_emb).
             compressed: the tokens (b, m, d) of each stream before the layers, and
             embeds: after them.
+            target_counts: what the sums over valid targets are divided by, (k,); their own counts by default.
         """
         config = self.config
         valid = ids != config.ignore_index
-        targets = ids.masked_fill(~valid, 0)
-        seen, seen_valid = targets[:, :-1], valid[:, :-1]
-        codes = self.codes(compressed, embeds) if config.prophet.use_quantized and config.prophet.weight > 0 else []
+        ids = ids.masked_fill(~valid, 0)
+        targets = self.targets(valid)
+        own = targets.counts()
+        if target_counts is not None and target_counts.shape != own.shape:
+            raise ValueError(
+                f"target_counts has shape {tuple(target_counts.shape)}, but this model takes {len(own)} means: give "
+                "the sum of what its own count_targets(ids) returns for each batch"
+            )
+        counts = targets.by_part(own if target_counts is None else target_counts)
+        codes = self.codes(compressed, embeds) if targets.codes else []
 
         # what the output head is asked, at once
-        next_token = Question(hidden, targets[:, 1:], valid[:, 1:])
+        next_token = Question(hidden, ids[:, 1:], targets.next_token)
         reconstructions: dict[int, Question] = {}
         prophecies: dict[int, Question] = {}
         hierarchical_ar, prophet, next_latent = {}, {}, {}
         for i, s in enumerate(config.streams):
             key, c, x = str(i), s.compress_factor, embeds[i]
-            # for latents and codes: a token counts where the input at its own position does
-            token_valid = seen_valid[:, :: s.stride]
-            if key in self.reconstruction:
-                reconstructions[c] = self.reconstruction[key](x, seen, seen_valid)
-            if key in self.hierarchical_ar:
-                hierarchical_ar[c] = self.hierarchical_ar[key](x, token_valid)
-            if key in self.prophet and config.prophet.use_quantized:
-                prophet[c] = self.prophet[key](x, codes[i], token_valid)
-            elif key in self.prophet:
-                prophecies[c] = self.prophet[key](x, targets, valid)
-            if key in self.next_latent:
-                next_latent[c] = self.next_latent[key](x, embedded, token_valid)
+            if c in targets.reconstruction:
+                reconstructions[c] = self.reconstruction[key](x, ids[:, :-1], *targets.reconstruction[c])
+            if c in targets.hierarchical_ar:
+                hierarchical_ar[c] = self.hierarchical_ar[key](x, targets.hierarchical_ar[c], counts.hierarchical_ar[c])
+            if c in targets.codes:
+                prophet[c] = self.prophet[key](x, codes[i], targets.codes[c], counts.codes[c])
+            if c in targets.prophet:
+                prophecies[c] = self.prophet[key](x, ids, *targets.prophet[c])
+            if c in targets.next_latent:
+                next_latent[c] = self.next_latent[key](x, embedded, targets.next_latent[c], counts.next_latent[c])
 
-        questions = [next_token, *reconstructions.values(), *prophecies.values()]
-        shares = [1.0, *[config.reconstruction_weight] * len(reconstructions)]
-        shares += [config.prophet.weight] * len(prophecies)
-        loss, (cross_entropy, *means) = linear_cross_entropies(questions, output_weight, shares)
+        loss, (cross_entropy, *means) = linear_cross_entropies(
+            [next_token, *reconstructions.values(), *prophecies.values()],
+            output_weight,
+            [
+                1.0,
+                *[config.reconstruction_weight] * len(reconstructions),
+                *[config.prophet.weight] * len(prophecies),
+            ],
+            [counts.next_token, *counts.reconstruction.values(), *counts.prophet.values()],
+        )
         reconstruction = dict(zip(reconstructions, means, strict=False))
         prophet |= dict(zip(prophecies, means[len(reconstructions) :], strict=True))
 
@@ -123,6 +165,7 @@ class Objective(nn.Module):
             hierarchical_ar_by_stream=hierarchical_ar,
             prophet_by_stream=prophet,
             next_latent_by_stream=next_latent,
+            target_counts=own,
         )
         loss = loss + config.hierarchical_ar_weight * losses.hierarchical_ar
         if config.prophet.use_quantized:
@@ -131,3 +174,9 @@ class Objective(nn.Module):
             if stream.compress_factor in next_latent:
                 loss = loss + weight * next_latent[stream.compress_factor]
         return loss, losses
+
+
+def told(module: nn.Module) -> TokensLoss:
+    """The module of a dictionary, as what it is."""
+    assert isinstance(module, TokensLoss)
+    return module

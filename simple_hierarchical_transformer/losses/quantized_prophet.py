@@ -24,16 +24,26 @@ class FrozenQuantizer(nn.Module):
 
     def __init__(self, dim: int, num_codebooks: int, codebook_dim: int, codebook_size: int) -> None:
         super().__init__()
+        self.dim = dim
+        self.num_codebooks = num_codebooks
+        self.codebook_dim = codebook_dim
+        self.codebook_size = codebook_size
+        self._draw(torch.get_default_device())
+
+    def _draw(self, device: torch.device) -> None:
+        """Make what is derived. It is drawn on the CPU, wherever it is used; on the meta device, nothing is drawn."""
         from vector_quantize_pytorch import RandomProjectionQuantizer
 
-        self.num_codebooks = num_codebooks
-        default_type, default_device = torch.get_default_dtype(), torch.get_default_device()
+        default_type = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:
-            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
                 torch.default_generator.manual_seed(SEED)  # torch.manual_seed would set those of the GPUs, too
                 self.quantizer = RandomProjectionQuantizer(
-                    dim=dim, num_codebooks=num_codebooks, codebook_dim=codebook_dim, codebook_size=codebook_size
+                    dim=self.dim,
+                    num_codebooks=self.num_codebooks,
+                    codebook_dim=self.codebook_dim,
+                    codebook_size=self.codebook_size,
                 )
         finally:
             torch.set_default_dtype(default_type)
@@ -45,10 +55,18 @@ class FrozenQuantizer(nn.Module):
             for name, parameter in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
                 module.register_buffer(name, parameter.detach(), persistent=False)
-        self.to(default_device)
+        self.to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenQuantizer:
-        """Follow the model to another device but not to another type, which would change the codes."""
+        """Follow the model to another device but not to another type, which would change the codes.
+
+        From the meta device nothing can be moved: there, `to_empty` of a whole model brings the codes anew.
+        """
+        if self.quantizer.rand_projs.is_meta:
+            device = fn(self.quantizer.rand_projs).device
+            if device.type != "meta":
+                self._draw(device)
+            return self
         for module in self.quantizer.modules():
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module.register_buffer(name, buffer.to(fn(buffer).device), persistent=False)
@@ -70,13 +88,13 @@ class QuantizedProphetLoss(nn.Module):
         self.num_codebooks = num_codebooks
         self.to_codes = nn.Linear(dim, num_codebooks * codebook_size, bias=False)
 
-    def forward(self, embeds: Tensor, codes: Tensor, valid: Tensor) -> Tensor:
-        """Of `embeds` (b, m, dim), `codes` (b, m, q) and `valid` (b, m)."""
+    def forward(self, embeds: Tensor, codes: Tensor, valid: Tensor, count: Tensor) -> Tensor:
+        """Of `embeds` (b, m, dim), `codes` (b, m, q) and `valid` (b, m - g); the sum over `count`."""
         groups = self.phase_groups
         weights = self.to_codes.weight.chunk(self.num_codebooks)
-        predicting, targets, valid = embeds[:, :-groups], codes[:, groups:], valid[:, groups:]
+        predicting, targets = embeds[:, :-groups], codes[:, groups:]
         losses = [
-            linear_cross_entropy(Question(predicting, targets[..., q], valid), weight)
+            linear_cross_entropy(Question(predicting, targets[..., q], valid), weight, count)
             for q, weight in enumerate(weights)
         ]
         return torch.stack(losses).mean()

@@ -29,21 +29,37 @@ class TokensLoss(nn.Module):
         vectors: Tensor = rearrange(self.to_tokens(embeds), "b m (c d) -> b m c d", c=self.compress_factor)
         return vectors
 
-    def ask(self, embeds: Tensor, first: int, ahead: int, ids: Tensor, valid: Tensor) -> Question:
-        """For the input tokens p-c+1+ahead … p+ahead that are in the text and valid.
+    def first(self, tokens: int) -> int:
+        """The first of so many coarse tokens that is asked; every g-th after it is, too."""
+        raise NotImplementedError
+
+    @property
+    def ahead(self) -> int:
+        """How far beyond its own position `p` a coarse token is asked: for the input tokens p-c+1+ahead … p+ahead."""
+        raise NotImplementedError
+
+    def targets(self, tokens: int, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Which input tokens the asked ones of so many coarse tokens are asked for.
 
         Args:
-            embeds: coarse tokens (b, m, dim), of which `first` and every g-th after it are asked; theirs is the `p`.
-            ids: (b, n), and
-            valid: (b, n), which of them count.
+            tokens: m, coarse tokens that there are.
+            valid: (b, n), which input tokens count.
+
+        Returns:
+            Their positions (m', c), kept within the text, and (b, m', c), which of them are in the text and valid.
         """
-        c, n = self.compress_factor, ids.shape[1]
-        asked = self.vectors(embeds[:, first :: self.phase_groups])
-        end = (first * self.stride + ahead) + c * torch.arange(asked.shape[1], device=ids.device)
-        positions = rearrange(end, "m -> m 1") + torch.arange(1 - c, 1, device=ids.device)
+        c, n, first = self.compress_factor, valid.shape[1], self.first(tokens)
+        asked = len(range(first, tokens, self.phase_groups))
+        end = (first * self.stride + self.ahead) + c * torch.arange(asked, device=valid.device)
+        positions = rearrange(end, "m -> m 1") + torch.arange(1 - c, 1, device=valid.device)
         inside = (positions >= 0) & (positions < n)
         positions = positions.clamp(0, n - 1)
-        return Question(asked, ids[:, positions], valid[:, positions] & inside)
+        return positions, valid[:, positions] & inside
+
+    def forward(self, embeds: Tensor, ids: Tensor, positions: Tensor, valid: Tensor) -> Question:
+        """Of `embeds` (b, m, dim), `ids` (b, n), and what `targets` says of these."""
+        asked = self.vectors(embeds[:, self.first(embeds.shape[1]) :: self.phase_groups])
+        return Question(asked, ids[:, positions], valid)
 
 
 class ReconstructionLoss(TokensLoss):
@@ -53,9 +69,12 @@ class ReconstructionLoss(TokensLoss):
     stride 1 and 10 inputs, those at 1, 5 and 9: [·, ·, 0, 1] [2 … 5] [6 … 9].
     """
 
-    def forward(self, embeds: Tensor, ids: Tensor, valid: Tensor) -> Question:
-        """Of `embeds` (b, m, dim), `ids` and `valid` (b, n)."""
-        return self.ask(embeds, (embeds.shape[1] - 1) % self.phase_groups, 0, ids, valid)
+    def first(self, tokens: int) -> int:
+        return (tokens - 1) % self.phase_groups
+
+    @property
+    def ahead(self) -> int:
+        return 0
 
 
 class ProphetLoss(TokensLoss):
@@ -65,6 +84,9 @@ class ProphetLoss(TokensLoss):
     first.
     """
 
-    def forward(self, embeds: Tensor, ids: Tensor, valid: Tensor) -> Question:
-        """Of `embeds` (b, m, dim), `ids` and `valid` (b, N), where N may exceed what the embeds have seen."""
-        return self.ask(embeds, 0, self.compress_factor, ids, valid)
+    def first(self, tokens: int) -> int:
+        return 0
+
+    @property
+    def ahead(self) -> int:
+        return self.compress_factor
