@@ -1,1 +1,1 @@
-"""Text: which files, how they are split and read, and how their bytes are shown."""
+"""Text: which files, how they become token ids, how these are split and read, and how bytes are shown."""

@@ -1,14 +1,13 @@
-"""Between text, bytes and token ids."""
+"""Bytes as text that any terminal can show, and prompts as ids."""
 
 from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from ..model import HierarchicalTransformer
 
 NUM_BYTES = 256
 ENCODING, ERRORS = "utf-8", "backslashreplace"
@@ -54,8 +53,8 @@ def _escape_controls(text: str) -> str:
     return CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
-def prompt_ids(prompt: bytes, device: torch.device) -> Tensor:
-    """The ids (1, t) of a prompt of at least one byte, for a byte model.
+def prompt_ids(prompt: Sequence[int], device: torch.device) -> Tensor:
+    """The ids (1, t) of a prompt of at least one id, or, for a byte model, byte.
 
     Raises:
         ValueError: the prompt is empty
@@ -63,13 +62,6 @@ def prompt_ids(prompt: bytes, device: torch.device) -> Tensor:
     if not prompt:
         raise ValueError("prompt is empty, but the model continues a text: give at least one character, such as ' '")
     return torch.tensor([list(prompt)], dtype=torch.long, device=device)
-
-
-def continue_text(model: HierarchicalTransformer, prompt: bytes, length: int, *, seed: int = 0) -> bytes:
-    """The `length` bytes that a byte model writes after a prompt of at least one byte."""
-    generator = torch.Generator(model.device).manual_seed(seed)
-    new = model.generate(prompt_ids(prompt, model.device), length, generator=generator)
-    return bytes(new[0].tolist())
 
 
 def check_byte_model(num_tokens: int, folder: str) -> None:

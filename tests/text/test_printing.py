@@ -3,11 +3,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simple_hierarchical_transformer import HierarchicalTransformer
-from simple_hierarchical_transformer.text.printing import TextStream, check_byte_model, continue_text, printable
+from simple_hierarchical_transformer.text.printing import TextStream, check_byte_model, printable, prompt_ids
 
 
 @given(st.binary())
@@ -94,17 +94,15 @@ def test_a_finished_stream_is_as_new() -> None:
     assert stream.feed(b"\xb6") + stream.feed("ö".encode()) + stream.finish() == r"\xb6ö"
 
 
-def test_the_same_seed_writes_the_same_bytes() -> None:
-    model = HierarchicalTransformer(num_tokens=256, dim=8, depth=1, heads=1, dim_head=4, seq_len=8)
-    written = [continue_text(model, b"a prompt longer than the model", 12, seed=seed) for seed in (1, 1, 2)]
-    assert written[0] == written[1] != written[2]
-    assert len(written[0]) == 12
+def test_a_prompt_is_one_row_of_ids() -> None:
+    for prompt in (b"ab", [97, 98]):
+        ids = prompt_ids(prompt, torch.device("cpu"))
+        assert ids.dtype == torch.long and ids.tolist() == [[97, 98]]
 
 
 def test_an_empty_prompt_is_refused() -> None:
-    model = HierarchicalTransformer(num_tokens=256, dim=8, depth=1, heads=1, dim_head=4, seq_len=8)
     with pytest.raises(ValueError, match="prompt is empty, but the model continues a text: give at least one"):
-        continue_text(model, b"", 1)
+        prompt_ids(b"", torch.device("cpu"))
 
 
 def test_a_model_of_something_else_than_bytes_is_refused() -> None:
