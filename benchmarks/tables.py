@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, written from what the benchmarks have measured.
+"""The tables of docs/, written from what the benchmarks have measured.
 
     python benchmarks/tables.py
     python benchmarks/tables.py --check
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PAGES = [Path(__file__).parents[1] / "docs" / f"{name}.md" for name in ("performance", "training")]
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -114,19 +114,41 @@ def streams() -> str:
     return table(("rows × in × out", "streams", "one by one over batched"), rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (training, lengths, claims, windows, streams)}
+def training_costs() -> str:
+    """Of the loop around the steps, and of a checkpoint."""
+    results = read("training_costs")
+    rows = []
+    for workers in (0, 1):
+        found = results[f"loop_with_{workers}_workers"]
+        share = 100 * found["loop_seconds"] / found["step_seconds"]
+        rows.append(
+            [f"a step of the README's model, {workers} workers", f"{found['step_seconds'] * 1e3:.0f} ms",
+             f"of which the loop around it {share:.2f} %"]
+        )  # fmt: skip
+    saved = results["checkpoint"]
+    what = f"a checkpoint of {saved['parameters'] / 1e6:.0f} M parameters, {saved['bytes'] / 1e6:,.0f} MB"
+    ratio = (saved["write_seconds"] + saved["verify_seconds"]) / saved["copy_seconds"]
+    took = f"{saved['write_seconds']:.2f} s to write, {saved['verify_seconds']:.2f} s to verify"
+    rows.append([what, took, f"{ratio:.2f} × the time of copying its bytes to the disk"])
+    return table(("", "takes", ""), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (training, lengths, claims, windows, streams, training_costs)
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a table is out of date")
     check = parser.parse_args().check
-    text = PAGE.read_text()
-    written = TABLE.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
-    if not check:
-        PAGE.write_text(written)
-    elif written != text:
-        raise SystemExit(f"{PAGE.name} is out of date: run benchmarks/tables.py")
+    for page in PAGES:
+        text = page.read_text()
+        written = TABLE.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+        if not check:
+            page.write_text(written)
+        elif written != text:
+            raise SystemExit(f"{page.name} is out of date: run benchmarks/tables.py")
 
 
 if __name__ == "__main__":

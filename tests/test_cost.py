@@ -387,6 +387,14 @@ def test_the_command_describes_a_saved_model_without_its_weights(run: Command, t
     assert run(f"--model {tmp_path / 'run'} --checkpoint-activations")[1] == f"{again.table()}\n"
 
 
+def test_the_command_describes_presets_and_files(run: Command, tmp_path: Path) -> None:
+    status, shown, _ = run("--preset long-context --num-tokens 300 --json")
+    assert (status, json.loads(shown)["seq_len"]) == (0, 16_384)
+    assert run("--preset enwik8-12m")[0] == 0  # without its data
+    (tmp_path / "run.toml").write_text("batch_size = 7\nseq_len = 32\n[model]\ndim = 16\nheads = 2", encoding="utf-8")
+    assert run(f"--config {tmp_path / 'run.toml'} --seq-len 64") == run("--dim 16 --heads 2 --seq-len 64")
+
+
 def test_the_command_takes_no_memory_for_a_model_of_any_size(run: Command) -> None:
     status, shown, _ = run("--dim 12288 --depth 96 --heads 96 --dim-head 128 --num-tokens 50000 --seq-len 8192 --json")
     assert status == 0
@@ -397,12 +405,15 @@ def test_the_command_takes_no_memory_for_a_model_of_any_size(run: Command) -> No
     ("arguments", "message"),
     [
         ("--dim 7", "dim of the stream with compress factor 1 must be even"),
-        ("--dim wide", "argument --dim: invalid int value: 'wide'"),
+        ("--dim wide", "argument --dim must be a whole number or a list of whole numbers, got 'wide'"),
         ("--seq-len 0", "seq_len must be at least 1, got 0"),
         ("--batch-size 0", "batch_size must be at least 1, got 0"),
-        ("--dtype int8", "argument --dtype: invalid choice: 'int8'"),
-        ("--steps 3", "unrecognized arguments: --steps 3; see hierarchical-transformer describe --help"),
-        ("--model none", "--model: none isn't a folder"),
+        ("--dtype int8", "dtype must be one of float32, bfloat16, float16, float64, got 'int8': choose one of them"),
+        ("--steps 3", "unrecognized arguments: --steps 3; no flag is like it; see hierarchical-transformer describe"),
+        ("--model own --preset tiny", "--preset would change the model that --model names: leave one of the two out"),
+        ("--model own --hierarchies 1 2", "--hierarchies would change the model"),
+        ("--preset small", "preset must be one of tiny, enwik8-12m, enwik8-40m, long-context, got 'small'"),
+        ("--model nowhere", "--model: nowhere isn't a folder"),
         ("--model .", "config.json: the file is missing"),
         ("--model own --stride 1 4", "--stride would change the model that --model names: leave one of the two out"),
         ("--model own --num-tokens 9", "--num-tokens would change the model"),

@@ -4,11 +4,15 @@ HTML comments in a page, which readers don't see, say how a block is tested:
 
     <!-- continues -->                runs in the namespace of the block before it
     <!-- shrink: {"20000": "200"} --> these texts are replaced first, so that the block is small enough for a test
+    <!-- run: {"20000": "200"} -->    a block of commands is run, these texts replaced
+
+The folder in which a block runs holds `text.txt`.
 """
 
 import ast
 import inspect
 import json
+import os
 import re
 import shutil
 import socket
@@ -23,10 +27,12 @@ import torch
 from simple_hierarchical_transformer import HierarchicalTransformer
 
 ROOT = Path(__file__).parent.parent
+TEXT = b"".join(b"line %d of a text that says nothing new\n" % number for number in range(500))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
 PAGES[Path("README.md")] = README
 
+COMMANDS = re.compile(r"^<!-- run: (?P<shrink>.*) -->\n```bash\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^(?P<comments>(?:<!-- [^\n]* -->\n)*)```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -37,14 +43,19 @@ class Block:
     continues: bool
 
 
+def shrunk(code: str, replacements: str) -> str:
+    for old, new in json.loads(replacements).items():
+        assert old in code, f"a page shrinks {old!r}, which its block doesn't hold:\n{code}"
+        code = code.replace(old, new)
+    return code
+
+
 def read_blocks(text: str) -> list[Block]:
     blocks = []
     for match in BLOCK.finditer(text):
         code, comments = match["code"], match["comments"]
         for shrink in re.findall(r"<!-- shrink: (.*) -->", comments):
-            for old, new in json.loads(shrink).items():
-                assert old in code, f"a page shrinks {old!r}, which its block doesn't hold:\n{code}"
-                code = code.replace(old, new)
+            code = shrunk(code, shrink)
         if not torch.cuda.is_available():
             code = code.replace(".cuda()", "")
         blocks.append(Block(text.count("\n", 0, match.start("code")) + 1, code, "<!-- continues -->" in comments))
@@ -79,12 +90,34 @@ def test_code_runs_offline(page: Path, chapter: list[Block], tmp_path: Path, mon
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_bytes(TEXT)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         namespace: dict[str, object] = {"__name__": "page"}
         for block in chapter:
             lines_before = "\n" * (block.line - 1)  # so that a traceback shows the line of the page
             exec(compile(lines_before + block.code, ROOT / page, "exec"), namespace)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="they are for bash")
+@pytest.mark.parametrize(
+    ("page", "commands"),
+    [(page, match) for page, text in PAGES.items() for match in COMMANDS.finditer(text)],
+    ids=lambda value: value.name if isinstance(value, Path) else value["code"].split("--")[0].split("/")[-1].strip(),
+)
+def test_commands_run(page: Path, commands: re.Match[str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(TEXT)
+    code = shrunk(commands["code"], commands["shrink"]).replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_the_readme_shows_of_training_is_short() -> None:
+    for match in [*BLOCK.finditer(README), *COMMANDS.finditer(README)]:
+        assert match["code"].count("\n") <= 40
 
 
 def test_own_loop_is_under_twenty_lines() -> None:

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-from torch import Tensor
-
-from ..model import HierarchicalTransformer
-from ..text.data import Corpus, Split, load_split, train_batch, validation_batches
-from ..text.printing import continue_text, printable
+from ..text.corpus import Corpus
+from ..text.data import load_split
+from ..text.tokenizer import Tokenizer, load_tokenizer
+from .checkpoints import Checkpoints
 from .config import TrainConfig
-from .metrics import MetricsLog, ProgressBar, bits, validate
-from .optimizer import learning_rate_factor, make_optimizers, scale_learning_rates
-from .run_folder import MODEL_FOLDER, check_run_folder, open_run_folder
+from .finish import finish
+from .finite import NonFiniteError
+from .metrics import MetricsLog, peak_memory
+from .processes import agreed_sums, from_main, make_accelerator
+from .progress import ProgressBar
+from .run import Run
+from .run_folder import check_run_folder, open_run_folder, reopen_run_folder
+from .sample import write_sample
+from .snapshot import checkpoint_files, restore
+from .stopping import StopSignals
+from .trackers import Tracker, Trackers, make_trackers
 
-SAMPLE_PROMPT_BYTES = 64
+__all__ = ["CheckpointNotWrittenError", "NonFiniteError", "TrainResult", "train"]
 
 Report = Callable[[str], None]
 
 
-class NonFiniteError(ArithmeticError):
-    """The loss or its gradient isn't a finite number any more."""
+class CheckpointNotWrittenError(OSError):
+    """The disk is full, say. The run has stopped, and the checkpoints before are as good as they were."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to. An interrupted one has neither a final validation nor a sample."""
+    """What a run came to.
 
-    model_folder: Path
+    Attributes:
+        folder: of the model: the run's `model/`, or where the run was stopped, its newest checkpoint
+        steps: taken in all
+        train_bits_per_byte: mean since the last validation
+        validation_bits_per_byte: of the last validation; none where the run was stopped before it
+        sample: what the model wrote; none where that wasn't asked for
+        interrupted: whether it was stopped before its end
+    """
+
+    folder: Path
     steps: int
     train_bits_per_byte: float | None
     validation_bits_per_byte: float | None
@@ -41,182 +54,261 @@ class TrainResult:
     interrupted: bool
 
 
-def train(config: TrainConfig, report: Report = print) -> TrainResult:
-    """Train a model, and leave it in `config.out` beside the run's configuration and metrics.
+def train(
+    config: TrainConfig,
+    report: Report = print,
+    trackers: Sequence[Tracker] = (),
+    tokenizer: Tokenizer | None = None,
+) -> TrainResult:
+    """Train a model, and leave it in `config.out` beside the run's configuration, metrics and checkpoints.
+
+    Args:
+        config: of the run
+        report: is given each line that is for the user to see, on the main process
+        trackers: are given the figures, beside those that `config.log` names
+        tokenizer: an object with `encode`, `decode` and `vocab_size`, in place of the one that `config` names
 
     Raises:
-        FileNotFoundError, PermissionError, ValueError: for the data, the folder or the model's arguments, before
-            anything is written
+        FileNotFoundError, PermissionError, ValueError: for the data, the folder, the model's arguments, or what is
+            resumed, before anything is written
+        CheckpointError: the checkpoint to resume from is damaged
+        CheckpointNotWrittenError: a checkpoint couldn't be written
         NonFiniteError: the training diverged
     """
-    check_run_folder(config.out_path)
+    check_run_folder(config.out)
     # an earlier run is moved aside, and a working directory within it with it
-    config = replace(config, out=config.out_path.resolve(), data=[path.resolve() for path in config.data_paths])
-    accelerator = make_accelerator(config.device)
-    torch.manual_seed(config.seed)
-    model = HierarchicalTransformer(**config.model_arguments())
-    split = load_split(config.data_paths, config.seq_len)
-    open_run_folder(config.out_path, config.as_json(), report)
-    report(f"text: {split.description}: {megabytes(split.train)} to train, {megabytes(split.validation)} to validate")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    report(f"model: {parameters / 1e6:.2f} M parameters, on {accelerator.device}")
-
-    run = Run(config, accelerator, model, split, report)
-    try:
-        run.train()
-    except Exception as error:
-        if run.step:
-            error.add_note(f"the model as it is after {count(run.step, 'step')} is in {run.save()}")
-        raise
-    except KeyboardInterrupt:
-        folder = run.save()
-        report(f"interrupted: the model as it is after {count(run.step, 'step')} is in {folder}")
-        return TrainResult(folder, run.step, run.train_bits_per_byte, None, None, interrupted=True)
-    # before the last figures are taken, since that may be interrupted too
-    folder = run.save()
-    report(f"saved: {folder}")
-    report("validating, which takes some seconds more …")
-    validation = run.validate(config.final_validation_sequences)
-    run.log(validation)
-    report(f"training: {run.train_bits_per_byte:.3f} bits per byte in the last {count(run.averaged, 'step')}")
-    report(f"validation: {validation:.3f} bits per byte after {count(run.step, 'step')}")
-    if config.sample_length:
-        report(f"writing a sample of {count(config.sample_length, 'byte')} …")
-    sample = run.sample() if config.sample_length else None
-    if sample is not None:
-        report(f"sample, after the first {SAMPLE_PROMPT_BYTES} bytes of the validation text:\n{sample}")
-    return TrainResult(folder, run.step, run.train_bits_per_byte, validation, sample, interrupted=False)
-
-
-class Run:
-    """A training run: what it holds between two steps."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        model: HierarchicalTransformer,
-        split: Split,
-        report: Report,
-    ) -> None:
-        self.config, self.accelerator, self.split, self.report = config, accelerator, split, report
-        optimizers = make_optimizers(model, config.muon_lr, config.adamw_lr)
-        self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
-        # validation and sampling, of other shapes, stay as they are
-        self.forward = torch.compile(self.model) if config.compile else self.model
-        self.metrics = MetricsLog(config.out_path)
-        self.step = 0
-        self.train_bits_per_byte: float | None = None
-        self.averaged = 0
-        self.losses: list[float] = []
-        self.started = time.perf_counter()
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.started
-
-    @property
-    def tokens(self) -> int:
-        return self.step * self.config.batch_size * self.config.seq_len
-
-    def progress(self, step: float) -> float:
-        """The share of the budget, of steps or of time, that is used up; 1 and more: the run is over."""
-        by_steps = step / self.config.steps if self.config.steps is not None else 0.0
-        by_time = self.elapsed / self.config.seconds if self.config.seconds is not None else 0.0
-        return max(by_steps, by_time)
-
-    def train(self) -> None:
-        config = self.config
-        self.model.train()
-        with ProgressBar(self.report) as bar:
-            while self.step == 0 or self.progress(self.step) < 1:
-                # at the middle of the step, so that neither the first nor the last one has a learning rate of 0
-                factor = learning_rate_factor(self.progress(self.step + 0.5), config.warmup, config.cooldown)
-                scale_learning_rates(self.optimizers, factor)
-                batch = train_batch(self.split.train, config.seed, self.step, config.batch_size, config.seq_len)
-                loss = bits(self.take_step(batch))
-                self.losses.append(loss)
-                bar.update(self.progress(self.step), loss, self.tokens / self.elapsed)
-                if self.step % config.validate_every == 0 and self.progress(self.step) < 1:
-                    bar.validation = self.validate(config.validation_sequences)
-                    self.log(bar.validation)
-                    bar.report(
-                        f"step {self.step}: train {self.train_bits_per_byte:.3f}, "
-                        f"validation {bar.validation:.3f} bits per byte"
-                    )
-
-    def take_step(self, batch: Tensor) -> float:
-        """Learn from a batch `(b, n + 1)` of uint8; its cross-entropy in nats per byte, before the step."""
-        ids = batch.to(self.accelerator.device).long()
-        loss, losses = self.forward(ids, return_loss=True)
-        self.require_finite("loss", loss.item())
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.require_finite("norm of the gradient", float(norm))
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        self.step += 1
-        return float(losses.cross_entropy.detach())
-
-    def require_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise NonFiniteError(
-                f"the {what} of step {self.step} is {value}: training stopped before that step changed the model; "
-                f"lower --muon-lr ({self.config.muon_lr}) and --adamw-lr ({self.config.adamw_lr})"
-            )
-
-    def validate(self, sequences: int) -> float:
-        config = self.config
-        batches = validation_batches(self.split.validation, sequences, config.batch_size, config.seq_len)
-        return validate(self.model, batches, self.accelerator.device)
-
-    def log(self, validation: float) -> None:
-        """Note the figures; those of training are means over the steps since the last time."""
-        if self.losses:
-            self.averaged = len(self.losses)
-            self.train_bits_per_byte = sum(self.losses) / self.averaged
-        self.losses = []
-        self.metrics.append(
-            step=self.step,
-            seconds=round(self.elapsed, 3),
-            tokens=self.tokens,
-            train_bits_per_byte=self.train_bits_per_byte,
-            validation_bits_per_byte=validation,
-            learning_rate=self.optimizers[0].param_groups[0]["lr"],
+    config = replace(config, out=config.out.resolve())
+    accelerator = make_accelerator(config)
+    report = report if accelerator.is_main_process else ignore
+    text_tokenizer = load_tokenizer(config.tokenizer if tokenizer is None else tokenizer)
+    with accelerator.main_process_first():  # what one has prepared, the others find
+        split = load_split(
+            config.data,
+            config.seq_len,
+            tokenizer=text_tokenizer,
+            text_field=config.text_field,
+            separator=config.separator,
+            split=config.split_sizes,
+            cache=config.cache,
+            report=report,
         )
+    run = Run(config, accelerator, split, text_tokenizer)
+    all_trackers = [*make_trackers(config.log), *trackers] if accelerator.is_main_process else []
+    session = Session(run, report, Trackers(all_trackers))
+    session.open()
+    report(f"text: {split.description}: {megabytes(split.train)} to train, {megabytes(split.validation)} to validate")
+    report(f"model: {run.num_parameters / 1e6:.2f} M parameters, on {described(run)}")
+    return session.train()
+
+
+class Session:
+    """One sitting of a run: from where it stands to its end, or to where it is stopped."""
+
+    def __init__(self, run: Run, report: Report, trackers: Trackers) -> None:
+        self.run, self.config, self.accelerator = run, run.config, run.accelerator
+        self.is_main = run.accelerator.is_main_process
+        self.report = report
+        self.trackers = trackers
+        self.metrics = MetricsLog(run.config.out)
+        self.checkpoints = Checkpoints(run.config.out, run.config.keep)
+        self.started_at = 0
+        self.train_bits_per_byte: float | None = None
+
+    def open(self) -> None:
+        """Make the folder of a new run, or go on with the one that is there."""
+        config, run = self.config, self.run
+        found = self.checkpoints.newest(config.resume_fallback) if config.resume else None
+        if found is not None:
+            changes = restore(run, found)
+            if changes:
+                self.report(f"the bits may differ from those of a run that wasn't stopped: {', '.join(changes)}")
+        self.accelerator.wait_for_everyone()  # all have read before one writes
+        if self.is_main:
+            if config.resume:
+                reopen_run_folder(config)
+                self.checkpoints.sweep()
+                self.checkpoints.set_aside(after=run.step, report=self.report)
+                self.metrics.rewind(run.step)
+                self.report(
+                    f"going on from {found}" if found else "there is no checkpoint yet: starting at the beginning"
+                )
+            else:
+                open_run_folder(config, self.report)
+        self.started_at = run.step
+        self.accelerator.wait_for_everyone()
+
+    def train(self) -> TrainResult:
+        run = self.run
+        self.trackers.start(self.config.as_json(), self.config.out, run.step)
+        status = "failed"
+        try:
+            with StopSignals() as signals:
+                stopped = self.take_steps(signals)
+            result = self.stopped(stopped) if stopped else self.finished()
+            status = "interrupted" if result.interrupted else "finished"
+            return result
+        except CheckpointNotWrittenError:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            # in the middle of a step there is no state to save, and alone a process can't save that of all
+            is_together = self.accelerator.num_processes == 1 or isinstance(error, NonFiniteError)
+            if run.is_between_steps and run.step > self.started_at and is_together:
+                self.save_after(error)
+            raise
+        finally:
+            self.trackers.finish(status)
+
+    def take_steps(self, signals: StopSignals) -> str | None:
+        """Train to the end of the budget, or until a signal comes; the name of the signal."""
+        run, config = self.run, self.config
+        with ProgressBar(self.report, run.progress(run.step), disable=not self.is_main) as bar:
+            while not run.is_over:
+                figures = run.take_step()
+                bar.update(run.progress(run.step))
+                is_last = run.is_over
+                if run.step % config.log_every == 0 or is_last:
+                    self.log_training(bar, figures)
+                is_best = False
+                if run.step % config.validate_every == 0 or is_last:
+                    is_best = self.validate(bar)
+                if config.sample_every and config.sample_length and run.step % config.sample_every == 0 and not is_last:
+                    self.show_sample(bar)
+                stop = self.wanted_stop(signals)
+                if run.step % config.checkpoint_every == 0 or is_best or is_last or stop:
+                    self.save()
+                if stop and not is_last:
+                    return stop
+        return None
+
+    def wanted_stop(self, signals: StopSignals) -> str | None:
+        """The signal that some process has received, by which all stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return signals.received
+        (stopped,) = agreed_sums(self.accelerator, [float(signals.received is not None)])
+        return (signals.received or "a signal") if stopped else None
+
+    # what is noted
+
+    def log_training(self, bar: ProgressBar, figures: dict[str, float]) -> None:
+        run = self.run
+        means = run.since_log.as_dict()
+        bits_per_byte = run.bits_per_byte(run.since_log)
+        memory = peak_memory(run.device)
+        rate = (run.step - self.started_at) * self.config.tokens_per_step / (run.seconds - run.seconds_before)
+        bar.show(means["loss"], bits_per_byte, rate, memory)
+        run.since_log.clear()
+        self.note(
+            **means,
+            train_bits_per_byte=bits_per_byte,
+            learning_rate=run.optimizers[0].param_groups[0]["lr"],
+            tokens_per_second=round(rate, 1),
+            **({} if memory is None else {"memory_bytes": memory}),
+        )
+
+    def validate(self, bar: ProgressBar) -> bool:
+        """Validate on the fixed windows; whether it is the best so far."""
+        run = self.run
+        if run.since_validation.steps:
+            self.train_bits_per_byte = run.bits_per_byte(run.since_validation)
+        run.since_validation.clear()
+        validation = run.validate()
+        bar.validation = validation
+        self.note(validation_bits_per_byte=validation)
+        train = "" if self.train_bits_per_byte is None else f"train {self.train_bits_per_byte:.3f}, "
+        bar.report(f"step {run.step}: {train}validation {validation:.3f} bits per byte")
+        if run.best is not None and validation >= run.best[1]:
+            return False
+        run.best = (run.step, validation)
+        return True
+
+    def note(self, **figures: float) -> None:
+        """Into metrics.jsonl, and to the trackers."""
+        if not self.is_main:
+            return
+        record = {"tokens": self.run.tokens, "seconds": round(self.run.seconds, 3), **figures}
+        self.metrics.append({"step": self.run.step, **record})
+        self.trackers.log(self.run.step, record)
+
+    def show_sample(self, bar: ProgressBar) -> None:
+        # the parts of a sharded model can't write by themselves
+        if self.is_main and not self.run.is_sharded:
+            bar.report(f"sample at step {self.run.step}:\n{write_sample(self.run, self.run.trained)}")
+
+    # what is kept
 
     def save(self) -> Path:
-        folder = self.config.out_path / MODEL_FOLDER
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-        return folder
+        """Write a checkpoint, and take away those that aren't kept any more.
 
-    def sample(self) -> str:
-        prompt = self.split.validation.read(0, min(SAMPLE_PROMPT_BYTES, len(self.split.validation)))
-        model = self.accelerator.unwrap_model(self.model)
-        return printable(prompt + continue_text(model, prompt, self.config.sample_length, seed=self.config.seed))
+        Raises:
+            CheckpointNotWrittenError: on all processes, if the one that writes can't
+        """
+        run = self.run
+        files = checkpoint_files(run)
+        path, problem = self.checkpoints.path(run.step), None
+        if self.is_main:
+            try:
+                self.checkpoints.save(run.step, files, run.best[0] if run.best else None)
+            except OSError as error:
+                problem = error
+        if from_main(self.accelerator, float(problem is not None)):
+            raise CheckpointNotWrittenError(self.not_written(problem)) from problem
+        return path
 
-
-def make_accelerator(device: str) -> Accelerator:
-    """An accelerator of one process on the wanted device.
-
-    Raises:
-        ValueError: this machine has no such device, or several processes were started
-    """
-    accelerator = Accelerator(cpu=device == "cpu")
-    if device not in ("auto", accelerator.device.type):
-        raise ValueError(f"device is {device!r}, but torch finds none here: use --device auto, or --device cpu")
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            f"{accelerator.num_processes} processes were started, but a run is one process for now: "
-            "start it without `accelerate launch` or `torchrun`"
+    def not_written(self, problem: OSError | None) -> str:
+        steps = [step for step in self.checkpoints.steps() if step < self.run.step]
+        good = (
+            f"the newest one before, {self.checkpoints.path(steps[-1])}, is as good as it was"
+            if steps
+            else ("there is none before it")
         )
-    return accelerator
+        return (
+            f"the checkpoint of step {self.run.step} can't be written to {self.checkpoints.folder} ({problem}): the "
+            f"run stopped, and {good}; make room, and go on with {self.how_to_go_on()}"
+        )
+
+    def save_after(self, error: BaseException) -> None:
+        """Say, in what stopped the run, which checkpoint is the last good one."""
+        try:
+            error.add_note(f"the last good checkpoint is {self.save()}: go on with {self.how_to_go_on()}")
+        except CheckpointNotWrittenError as second:
+            error.add_note(str(second))
+
+    def how_to_go_on(self) -> str:
+        return f"hierarchical-transformer train --resume --out {shlex.quote(str(self.config.out))}"
+
+    # how it ends
+
+    def stopped(self, signal: str) -> TrainResult:
+        path = self.checkpoints.path(self.run.step)
+        steps = counted(self.run.step, "step")
+        self.report(f"stopped by {signal} after {steps}: {path} holds them; go on with {self.how_to_go_on()}")
+        return TrainResult(path, self.run.step, self.train_bits_per_byte, None, None, interrupted=True)
+
+    def finished(self) -> TrainResult:
+        done = finish(self.run, self.report, self.note, self.train_bits_per_byte)
+        return TrainResult(
+            done.folder,
+            self.run.step,
+            self.train_bits_per_byte,
+            done.validation_bits_per_byte,
+            done.sample,
+            interrupted=False,
+        )
+
+
+def ignore(line: str) -> None:
+    pass
 
 
 def megabytes(corpus: Corpus) -> str:
-    return f"{len(corpus) / 1e6:.2f} MB"
+    return f"{corpus.num_bytes / 1e6:.2f} MB"
 
 
-def count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
+
+
+def described(run: Run) -> str:
+    processes = run.accelerator.num_processes
+    shared = "" if processes == 1 else f", {processes} processes{' that share it' * run.is_sharded}"
+    return f"{run.device}{shared}"

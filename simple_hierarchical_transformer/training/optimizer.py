@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from ..model import HierarchicalTransformer
+from .config import TrainConfig
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # also of what is sharded over processes
 
 
 def split_parameters(model: HierarchicalTransformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -26,30 +38,94 @@ def split_parameters(model: HierarchicalTransformer) -> tuple[list[nn.Parameter]
     return matrices, rest
 
 
-def make_optimizers(model: HierarchicalTransformer, muon_lr: float, adamw_lr: float) -> tuple[Optimizer, Optimizer]:
-    """Muon (Jordan et al., 2024) for the hidden matrices and AdamW for the rest; neither decays weights."""
+def make_optimizers(model: HierarchicalTransformer, config: TrainConfig) -> list[Optimizer]:
+    """Muon (Jordan et al., 2024) for the hidden matrices and AdamW for the rest, or AdamW for all.
+
+    Matrices decay (Loshchilov & Hutter, 2019), and so do no gains and biases.
+    """
     matrices, rest = split_parameters(model)
-    muon = Muon(matrices, lr=muon_lr, weight_decay=0.0, adjust_lr_fn="original")
-    adamw = AdamW(rest, lr=adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    for group in (*muon.param_groups, *adamw.param_groups):
-        group["initial_lr"] = group["lr"]
-    return muon, adamw
+    decay, betas = config.weight_decay, (0.9, 0.95)
+    by_adamw = list(rest)
+    optimizers: list[Optimizer] = []
+    if config.optimizer == "muon":
+        optimizers.append(Muon(matrices, lr=config.hidden_lr, weight_decay=decay, adjust_lr_fn="original"))
+    else:
+        by_adamw += matrices
+    groups = [
+        {"params": [parameter for parameter in by_adamw if parameter.ndim >= 2], "weight_decay": decay},
+        {"params": [parameter for parameter in by_adamw if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    optimizers.append(AdamW(groups, lr=config.adamw_lr, betas=betas, fused=True))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
 
 
-def learning_rate_factor(progress: float, warmup: float, cooldown: float) -> float:
+def lay_out_momentum(optimizers: Sequence[Optimizer]) -> None:
+    """Let Muon's momentum lie in memory as the weights do, row by row.
+
+    Else it would lie as the first gradients do, until a run goes on from a file, in which every tensor lies row by
+    row. A norm sums in the order of the memory, so the bits would differ from there on.
+    """
+    for optimizer in optimizers:
+        if isinstance(optimizer, Muon):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter).detach()
+
+
+def learning_rate_factor(progress: float, config: TrainConfig) -> float:
     r"""What the learning rates are multiplied with after a share `progress` of the run.
 
-    1      ____________
-          /            \
-    0    /              \
-         warmup         cooldown: shares of the run
+    constant                      cosine, linear
+    1      ____________           1      __
+          /            \                /   \__
+    f    /              \         f    /       \__
+         warmup         cooldown       warmup         f: final_lr; shares of the run
     """
-    rise = progress / warmup if progress < warmup else 1.0
-    fall = (1.0 - progress) / cooldown if progress > 1.0 - cooldown else 1.0
-    return max(0.0, min(rise, fall))
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < config.warmup:
+        return progress / config.warmup
+    start = 1.0 - config.cooldown_share if config.schedule == "constant" else config.warmup
+    fallen = (progress - start) / (1.0 - start) if progress > start else 0.0
+    share = (1.0 + math.cos(math.pi * fallen)) / 2 if config.schedule == "cosine" else 1.0 - fallen
+    return config.final_lr + (1.0 - config.final_lr) * share
 
 
 def scale_learning_rates(optimizers: Sequence[Optimizer], factor: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """What optimisers remember, as `parameter/name`; of a sharded model, gathered on the first process."""
+    remembered = get_optimizer_state_dict(model, list(optimizers), options=WHOLE).get("state", {})
+    tensors: dict[str, Tensor] = {}
+    for parameter, values in cast(Mapping[str, Mapping[str, Tensor]], remembered).items():
+        tensors |= {f"{parameter}/{name}": value for name, value in values.items()}
+    return tensors
+
+
+def set_optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Take back what `optimizer_tensors` gave; every process gives all of it."""
+    remembered: dict[str, Any] = {}
+    for key, value in tensors.items():
+        parameter, _, name = key.rpartition("/")
+        remembered.setdefault(parameter, {})[name] = value
+    groups = get_optimizer_state_dict(model, list(optimizers))["param_groups"]
+    set_optimizer_state_dict(model, list(optimizers), {"state": remembered, "param_groups": groups}, options=WHOLE)
+
+
+def make_average(model: HierarchicalTransformer, share_kept: float) -> AveragedModel:
+    """A second model, of exponentially averaged weights; in the first steps of weights that count more alike."""
+
+    @torch.no_grad()
+    def update(averaged: Sequence[Tensor], weights: Sequence[Tensor], seen: Tensor | int) -> None:
+        # as in Abadi et al. (2016): the weights of the first step aren't worth more than those of later ones
+        kept = min(share_kept, (1.0 + float(seen)) / (10.0 + float(seen)))
+        torch._foreach_lerp_(list(averaged), list(weights), 1.0 - kept)
+
+    return AveragedModel(model, multi_avg_fn=update)

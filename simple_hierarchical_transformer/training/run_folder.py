@@ -1,27 +1,33 @@
-"""The folder of a run: `config.json`, `metrics.jsonl` and `model/`. What a user has is never overwritten."""
+"""The folder of a run: `config.toml`, `metrics.jsonl`, `checkpoints/` and `model/`. Nothing in it is overwritten."""
 
 from __future__ import annotations
 
-import json
+import tomllib
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-from ..files import write_atomically
+from ..files import is_beside, write_atomically
+from .config import TrainConfig
+from .settings import FORMAT, RUN_FORMAT, write_toml
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE = "config.toml"
 MODEL_FOLDER = "model"
-RUN_FORMAT = "simple-hierarchical-transformer run, version 1"
+CHOOSE = "choose another with --out, such as --out runs/mine"
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder was written by an earlier training run."""
     try:
-        written = json.loads((folder / CONFIG_FILE).read_bytes())
+        written = tomllib.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(written, dict) and written.get("format") == RUN_FORMAT
+    return written.get(FORMAT) == RUN_FORMAT
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing, but for what a run was ended in the middle of writing."""
+    return all(is_beside(path) for path in folder.iterdir())
 
 
 def check_run_folder(out: Path) -> None:
@@ -31,24 +37,35 @@ def check_run_folder(out: Path) -> None:
         ValueError: it is a file, or a folder of something else than an earlier run
     """
     if out.is_dir():
-        if any(out.iterdir()) and not is_run(out):
-            raise ValueError(
-                f"out: the folder {out} holds files that aren't those of an earlier run: "
-                "choose another with --out, such as --out runs/mine"
-            )
+        if not is_empty(out) and not is_run(out):
+            raise ValueError(f"out: the folder {out} holds files that aren't those of an earlier run: {CHOOSE}")
     elif out.exists() or out.is_symlink():
-        raise ValueError(f"out: {out} is not a folder: choose another path with --out, such as --out runs/mine")
+        raise ValueError(f"out: {out} is not a folder: {CHOOSE.replace('another', 'another path')}")
 
 
-def open_run_folder(out: Path, config: dict[str, Any], report: Callable[[str], None]) -> None:
-    """Make the folder of a run and write its `config.json`; an earlier run in the same place is moved aside."""
+def open_run_folder(config: TrainConfig, report: Callable[[str], None]) -> None:
+    """Make the folder of a run and write its `config.toml`; an earlier run in the same place is moved aside."""
+    out = config.out
     check_run_folder(out)
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and not is_empty(out):
         # "." and ".." can't be renamed by these names
         out = out.resolve()
         aside = next(path for n in count(1) if not (path := out.with_name(f"{out.name}.{n}")).exists())
         out.rename(aside)
         report(f"the earlier run in {out} is now in {aside}")
-    out.mkdir(parents=True, exist_ok=True)
-    written = json.dumps({"format": RUN_FORMAT, **config}, indent=2)
-    write_atomically({out / CONFIG_FILE: f"{written}\n".encode()})
+    write_config(config)
+
+
+def reopen_run_folder(config: TrainConfig) -> None:
+    """Go on in the folder of a run, or make it; its `config.toml` has the settings with which it goes on."""
+    check_run_folder(config.out)
+    write_config(config)
+
+
+def write_config(config: TrainConfig) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    head = (
+        "# The settings of this run, which `hierarchical-transformer train --config` takes back.\n"
+        f'{FORMAT} = "{RUN_FORMAT}"\n'
+    )
+    write_atomically({config.out / CONFIG_FILE: f"{head}{write_toml(config)}".encode()})

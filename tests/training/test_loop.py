@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+import os
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,15 @@ import pytest
 import torch
 
 from simple_hierarchical_transformer import HierarchicalTransformer
-from simple_hierarchical_transformer.text.data import load_split, validation_batches
-from simple_hierarchical_transformer.training import TrainConfig, loop
-from simple_hierarchical_transformer.training.loop import NonFiniteError, Run, train
-from simple_hierarchical_transformer.training.metrics import MetricsLog, validate
+from simple_hierarchical_transformer.evaluation.bits_per_byte import score
+from simple_hierarchical_transformer.text.data import load_split
+from simple_hierarchical_transformer.training import ModelArguments, TrainConfig, checkpoints, loop
+from simple_hierarchical_transformer.training import run as run_module
+from simple_hierarchical_transformer.training.loop import CheckpointNotWrittenError, NonFiniteError, train
+from simple_hierarchical_transformer.training.metrics import MetricsLog
+from simple_hierarchical_transformer.training.run import Run
+
+from .conftest import TINY_MODEL, read_figures
 
 MakeRun = Callable[..., TrainConfig]
 
@@ -26,44 +34,74 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return HierarchicalTransformer.from_pretrained(folder).state_dict()
 
 
-def test_a_run_leaves_its_model_configuration_and_metrics(tiny_run: MakeRun, tmp_path: Path) -> None:
+class Recorder:
+    """A tracker that remembers what it was told, and may do something at a step."""
+
+    def __init__(self, at: int | None = None, do: Callable[[], None] = lambda: None) -> None:
+        self.at, self.do = at, do
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.started: tuple[Any, ...] = ()
+        self.status: str | None = None
+
+    def start(self, config: Mapping[str, Any], folder: Path, step: int) -> None:
+        self.started = (dict(config), folder, step)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.logged.append((step, dict(metrics)))
+        if step == self.at and "loss" in metrics:
+            self.do()
+
+    def finish(self, status: str) -> None:
+        self.status = status
+
+
+def test_a_run_leaves_its_model_checkpoints_configuration_and_metrics(tiny_run: MakeRun, tmp_path: Path) -> None:
     lines: list[str] = []
     result = train(tiny_run(), report=lines.append)
+    run = tmp_path / "run"
     assert (result.steps, result.interrupted) == (3, False)
-    assert result.model_folder == tmp_path / "run" / "model"
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 3
+    assert result.folder == run / "model"
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.toml", "metrics.jsonl", "model"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-00000002", "step-00000003"}
+    assert "3 steps" in " ".join(lines) and f"saved: {result.folder}" in lines
 
-    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in metrics] == [2, 3]
-    assert [record["tokens"] for record in metrics] == [2 * 2 * 32, 3 * 2 * 32]
-    assert metrics[-1]["validation_bits_per_byte"] == result.validation_bits_per_byte
-    assert metrics[-1]["train_bits_per_byte"] == result.train_bits_per_byte
-    assert 0 < metrics[-1]["learning_rate"] < 0.01
-
-    report = "\n".join(lines)
-    assert f"saved: {result.model_folder}" in report
-    assert f"training: {result.train_bits_per_byte:.3f} bits per byte in the last 1 step\n" in report
-    assert f"validation: {result.validation_bits_per_byte:.3f} bits per byte after 3 steps" in report
-    assert result.sample is not None
-    assert result.sample in report
+    figures = read_figures(run)
+    assert [record["step"] for record in figures if "loss" in record] == [1, 2, 3]
+    assert [record["step"] for record in figures if "validation_bits_per_byte" in record] == [2, 3]
+    assert [record["tokens"] for record in figures if "loss" in record] == [64, 128, 192]
+    assert figures[-1]["final_validation_bits_per_byte"] == result.validation_bits_per_byte
+    assert result.train_bits_per_byte == figures[-3]["train_bits_per_byte"]
+    assert f"validation: {result.validation_bits_per_byte:.3f} bits per byte after 3 steps" in lines
+    assert result.sample is not None and result.sample in "\n".join(lines)
 
 
-def test_the_reported_validation_is_that_of_the_saved_model(tiny_run: MakeRun) -> None:
-    config = tiny_run()
+def test_its_card_says_what_it_was_trained_on_and_came_to(tiny_run: MakeRun) -> None:
+    result = train(tiny_run(), report=ignore)
+    card = (result.folder / "README.md").read_text(encoding="utf-8")
+    assert "text.txt" in card and "3" in card
+    assert f"{result.validation_bits_per_byte:.4g}" in card
+
+
+def test_the_reported_validation_is_that_of_the_saved_model_on_the_whole_text(tiny_run: MakeRun) -> None:
+    config = tiny_run(final_validation_sequences=None)
     result = train(config, report=ignore)
-    model = HierarchicalTransformer.from_pretrained(result.model_folder)
-    corpus = load_split(config.data_paths, config.seq_len).validation
-    batches = validation_batches(corpus, config.final_validation_sequences, config.batch_size, config.seq_len)
-    assert validate(model, batches, torch.device("cpu")) == result.validation_bits_per_byte
+    model = HierarchicalTransformer.from_pretrained(result.folder)
+    corpus = load_split(config.data, config.seq_len).validation
+    scored = score(model, corpus)
+    assert scored.tokens == len(corpus) - 1
+    assert result.validation_bits_per_byte == pytest.approx(scored.bits_per_token, abs=1e-6)
 
 
 def test_the_same_seed_and_steps_give_the_same_bits(tiny_run: MakeRun, tmp_path: Path) -> None:
     results = [train(tiny_run(out=tmp_path / name, seed=seed), ignore) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
-    first, second, other = (weights(result.model_folder) for result in results)
+    first, second, other = (weights(result.folder) for result in results)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
     assert results[0].sample == results[1].sample
-    assert results[0].validation_bits_per_byte == results[1].validation_bits_per_byte
+    assert read_figures(tmp_path / "a") == read_figures(tmp_path / "b")
+    for name in ("model.safetensors", "config.json", "train.safetensors"):
+        files = [tmp_path / run / "checkpoints" / "step-00000003" / name for run in "ab"]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
 def test_training_learns(tiny_run: MakeRun) -> None:
@@ -72,7 +110,8 @@ def test_training_learns(tiny_run: MakeRun) -> None:
     assert result.validation_bits_per_byte < 6
 
 
-def test_every_parameter_is_trained(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_parameter_is_trained(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
     before: dict[str, torch.Tensor] = {}
 
     class Remembering(HierarchicalTransformer):
@@ -80,33 +119,40 @@ def test_every_parameter_is_trained(tiny_run: MakeRun, monkeypatch: pytest.Monke
             super().__init__(**arguments)
             before.update({name: tensor.clone() for name, tensor in self.state_dict().items()})
 
-    monkeypatch.setattr(loop, "HierarchicalTransformer", Remembering)
-    after = weights(train(tiny_run(steps=1), report=ignore).model_folder)
+    monkeypatch.setattr(run_module, "HierarchicalTransformer", Remembering)
+    after = weights(train(tiny_run(steps=1, optimizer=optimizer), report=ignore).folder)
     assert [name for name in after if torch.equal(before[name], after[name])] == []
 
 
 @pytest.mark.parametrize(
-    ("steps", "minutes", "step", "elapsed", "progress"),
-    [(10, None, 4, 1e9, 0.4), (None, 2, 10**9, 30, 0.25), (10, 2, 4, 30, 0.4), (10, 2, 4, 90, 0.75)],
+    ("budgets", "step", "seconds", "progress"),
+    [
+        ({"steps": 10}, 4, 1e9, 0.4),
+        ({"minutes": 2}, 10**9, 30, 0.25),
+        ({"steps": 10, "minutes": 2}, 4, 30, 0.4),
+        ({"steps": 10, "minutes": 2}, 4, 90, 0.75),
+        ({"tokens": 6400}, 50, 0, 0.5),
+        ({"tokens": 6400, "steps": 60}, 50, 0, 50 / 60),
+    ],
 )
 def test_progress_is_that_of_the_budget_that_ends_first(
     tiny_run: MakeRun,
     monkeypatch: pytest.MonkeyPatch,
-    steps: int | None,
-    minutes: float | None,
+    budgets: dict[str, float],
     step: int,
-    elapsed: float,
+    seconds: float,
     progress: float,
 ) -> None:
     run = Run.__new__(Run)
-    run.config = tiny_run(steps=steps, minutes=minutes)
-    monkeypatch.setattr(Run, "elapsed", elapsed)
+    run.config = tiny_run(**{"steps": None, **budgets})
+    run.accelerator = loop.make_accelerator(run.config)
+    monkeypatch.setattr(Run, "seconds", seconds)
     assert run.progress(step) == progress
 
 
 def test_a_budget_of_time_ends_the_run(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**6))
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(run_module.time, "perf_counter", lambda: float(next(clock)))
     result = train(tiny_run(steps=None, minutes=1), report=ignore)
     assert 0 < result.steps < 60
 
@@ -118,25 +164,60 @@ def test_the_shortest_budget_is_enough_for_one_step(tiny_run: MakeRun) -> None:
 def test_no_gradient_is_carried_into_the_next_step(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     take_step = Run.take_step
 
-    def check(run: Run, batch: torch.Tensor) -> float:
+    def check(run: Run) -> dict[str, float]:
         assert all(parameter.grad is None for parameter in run.model.parameters())
-        return take_step(run, batch)
+        return take_step(run)
 
     monkeypatch.setattr(Run, "take_step", check)
     assert train(tiny_run(), report=ignore).steps == 3
 
 
+def test_a_batch_in_parts_is_learnt_from_as_a_whole(tiny_run: MakeRun, tmp_path: Path) -> None:
+    for accumulate in (1, 2, 4):
+        config = tiny_run(out=tmp_path / str(accumulate), batch_size=4, accumulate=accumulate, optimizer="adamw")
+        train(config, ignore)
+    whole, *parts = (read_figures(tmp_path / name) for name in "124")
+    for figures in parts:
+        for one, other in zip(whole, figures, strict=True):
+            assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_the_order_of_the_data_does_not_depend_on_who_reads_them(tiny_run: MakeRun, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        train(tiny_run(out=tmp_path / str(workers), workers=workers), ignore)
+    assert read_figures(tmp_path / "0") == read_figures(tmp_path / "2")
+
+
+def test_averaged_weights_are_validated_and_saved(tiny_run: MakeRun, tmp_path: Path) -> None:
+    kept: list[dict[str, torch.Tensor]] = []
+
+    class Keeping(Run):
+        def take_step(self) -> dict[str, float]:
+            figures = super().take_step()
+            plain = self.accelerator.unwrap_model(self.model)
+            kept.append({name: value.clone() for name, value in plain.state_dict().items()})
+            return figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Run", Keeping)
+        saved = weights(train(tiny_run(average=0.9), report=ignore).folder)
+    for name, value in saved.items():
+        expected = kept[0][name]
+        for seen, step in enumerate(kept[1:], start=1):
+            expected = torch.lerp(expected, step[name], 1 - min(0.9, (1 + seen) / (10 + seen)))
+        assert torch.allclose(value, expected, atol=1e-6), name
+    assert not torch.equal(saved["to_logits.weight"], kept[-1]["to_logits.weight"])
+
+
+# what goes wrong
+
+
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_what_is_not_finite_stops_the_run_before_the_model_changes(
-    tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch, broken: str
+    tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
 ) -> None:
-    models = []
-
     class Diverging(HierarchicalTransformer):
-        def __init__(self, **arguments: Any) -> None:
-            super().__init__(**arguments)
-            models.append(self)
-            self.calls = 0
+        calls = 0
 
         def forward(self, *arguments: Any, **options: Any) -> Any:
             output = super().forward(*arguments, **options)
@@ -145,73 +226,132 @@ def test_what_is_not_finite_stops_the_run_before_the_model_changes(
             loss, losses = output
             self.calls += 1
             if self.calls == 2:
-                self.kept = {name: tensor.clone() for name, tensor in self.state_dict().items()}
                 # the gradient of a square root is infinite at 0, where its value is finite
                 loss = loss * torch.nan if broken == "loss" else loss + (loss - loss.detach()).sqrt()
             return loss, losses
 
-    monkeypatch.setattr(loop, "HierarchicalTransformer", Diverging)
-    what = "loss" if broken == "loss" else "norm of the gradient"
-    with pytest.raises(NonFiniteError, match=rf"the {what} of step 1 is (nan|inf): .*lower --muon-lr \(0.02\)"):
-        train(tiny_run(), report=ignore)
-    (model,) = models
-    assert all(torch.equal(tensor, model.kept[name]) for name, tensor in model.state_dict().items())
+    train(tiny_run(steps=1, validate_every=1, cooldown=0.0, out=tmp_path / "good"), report=ignore)
+    monkeypatch.setattr(run_module, "HierarchicalTransformer", Diverging)
+    what = "loss" if broken == "loss" else "gradient norm"
+    where = "the output of every module is" if broken == "loss" else "the first gradient that isn't finite is that of"
+    message = rf"the {what} of step 1 is (nan|inf), and {where}.*lower --muon-lr \(0.02\) and --adamw-lr"
+    with pytest.raises(NonFiniteError, match=message) as caught:
+        train(tiny_run(cooldown=0.0), report=ignore)
+    path = tmp_path / "run" / "checkpoints" / "step-00000001"
+    assert caught.value.__notes__ == [
+        f"the last good checkpoint is {path}: go on with hierarchical-transformer train --resume --out "
+        f"{tmp_path / 'run'}"
+    ]
+    good = weights(tmp_path / "good" / "checkpoints" / "step-00000001")
+    assert all(torch.equal(tensor, good[name]) for name, tensor in weights(path).items())
 
 
-def test_an_interrupted_run_saves_its_model(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_module_that_is_not_finite_is_named(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     take_step = Run.take_step
 
-    def interrupt(run: Run, batch: torch.Tensor) -> float:
+    def poison(run: Run) -> dict[str, float]:
         if run.step == 1:
-            raise KeyboardInterrupt
-        return take_step(run, batch)
+            plain: Any = run.accelerator.unwrap_model(run.model)
+            with torch.no_grad():
+                plain.layers[0].blocks[1].feedforward.to_out.weight[0, 0] = math.inf
+        return take_step(run)
 
-    monkeypatch.setattr(Run, "take_step", interrupt)
-    lines: list[str] = []
-    result = train(tiny_run(), report=lines.append)
-    assert result.interrupted
-    assert result.sample is None
-    assert lines[-1] == f"interrupted: the model as it is after 1 step is in {result.model_folder}"
-    assert weights(result.model_folder)
-
-
-def test_a_mistake_is_found_before_an_earlier_run_is_moved(tiny_run: MakeRun, tmp_path: Path) -> None:
-    train(tiny_run(), report=ignore)
-    with pytest.raises(FileNotFoundError, match="doesn't exist"):
-        train(tiny_run(data=[tmp_path / "none"]), report=ignore)
-    with pytest.raises(ValueError, match="seq_len"):
-        train(tiny_run(seq_len=100_000), report=ignore)
-    assert not (tmp_path / "run.1").exists()
-    train(tiny_run(), report=ignore)
-    assert (tmp_path / "run.1" / "model").is_dir()
-
-
-def test_a_device_that_is_not_there_is_refused(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = "mps" if torch.cuda.is_available() else "cuda"
-    if device == "mps" and torch.backends.mps.is_available():
-        pytest.skip("this machine has every device")
-    with pytest.raises(ValueError, match=f"device is '{device}', but torch finds none here: use --device auto"):
-        train(tiny_run(device=device), report=ignore)
-
-
-def test_several_processes_are_refused(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop.Accelerator, "num_processes", 2)
-    with pytest.raises(ValueError, match="2 processes were started, but a run is one process for now: start it"):
+    monkeypatch.setattr(Run, "take_step", poison)
+    with pytest.raises(NonFiniteError, match=r"first module whose output isn't finite is layers\.0\.blocks\.1\.feed"):
         train(tiny_run(), report=ignore)
 
 
-def test_an_error_in_the_middle_of_a_run_loses_no_model(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_leaves_a_checkpoint_to_go_on_from(
+    tiny_run: MakeRun, tmp_path: Path, number: signal.Signals
+) -> None:
+    train(tiny_run(out=tmp_path / "whole"), report=ignore)
+    lines: list[str] = []
+    tracker = Recorder(at=1, do=lambda: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    result = train(tiny_run(), report=lines.append, trackers=[tracker])
+    assert signal.getsignal(number) == before
+    path = tmp_path / "run" / "checkpoints" / "step-00000001"
+    assert result == loop.TrainResult(path, 1, None, None, None, interrupted=True)
+    assert tracker.status == "interrupted"
+    assert lines[-1] == (
+        f"stopped by {number.name} after 1 step: {path} holds them; go on with hierarchical-transformer train "
+        f"--resume --out {tmp_path / 'run'}"
+    )
+    assert not (tmp_path / "run" / "model").exists()
+    train(tiny_run(resume=True), report=ignore)
+    assert read_figures(tmp_path / "run") == read_figures(tmp_path / "whole")
+    one, other = (weights(tmp_path / name / "model") for name in ("run", "whole"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_second_signal_interrupts_at_once(tiny_run: MakeRun) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_run(), report=ignore, trackers=[Recorder(at=2, do=twice)])
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(
+    tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_run(out=tmp_path / "whole", steps=6, checkpoint_every=2), report=ignore)
+    write_folder = checkpoints.write_folder
+
+    def full(folder: Path, files: Mapping[str, bytes]) -> None:
+        if folder.name == "step-00000004":
+            raise OSError(28, "No space left on device")
+        write_folder(folder, files)
+
+    config = tiny_run(steps=6, checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_folder", full)
+        with pytest.raises(CheckpointNotWrittenError, match=r"step 4 can't be written .*No space left") as caught:
+            train(config, report=ignore)
+    good = config.out / "checkpoints" / "step-00000002"
+    assert f"{good}, is as good as it was; make room, and go on with" in str(caught.value)
+    HierarchicalTransformer.from_pretrained(good)
+    train(tiny_run(steps=6, checkpoint_every=2, resume=True), report=ignore)
+    assert read_figures(config.out) == read_figures(tmp_path / "whole")
+
+
+def test_an_error_in_the_middle_of_a_run_loses_no_step(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk was full, or the reader of the output had gone: two steps of work were lost."""
 
-    def full(self: MetricsLog, **record: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def full(self: MetricsLog, record: Mapping[str, float]) -> None:
+        if record["step"] == 2:
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(MetricsLog, "append", full)
     config = tiny_run()
     with pytest.raises(OSError, match="No space left") as caught:
         train(config, report=ignore)
-    assert "2 steps" in caught.value.__notes__[0]
-    HierarchicalTransformer.from_pretrained(config.out_path / "model")
+    path = config.out / "checkpoints" / "step-00000002"
+    assert f"the last good checkpoint is {path}" in caught.value.__notes__[0]
+    HierarchicalTransformer.from_pretrained(path)
+
+
+def test_a_mistake_is_found_before_an_earlier_run_is_moved(tiny_run: MakeRun, tmp_path: Path) -> None:
+    train(tiny_run(), report=ignore)
+    with pytest.raises(FileNotFoundError, match="doesn't exist"):
+        train(tiny_run(data=[str(tmp_path / "none")]), report=ignore)
+    with pytest.raises(ValueError, match="seq_len"):
+        train(tiny_run(seq_len=100_000), report=ignore)
+    with pytest.raises(ValueError, match="hierarchies"):
+        train(tiny_run(model=ModelArguments(**{**TINY_MODEL, "hierarchies": (1, 3)})), report=ignore)
+    assert not (tmp_path / "run.1").exists()
+    train(tiny_run(), report=ignore)
+    assert (tmp_path / "run.1" / "model").is_dir()
+
+
+def test_a_device_that_is_not_there_is_refused(tiny_run: MakeRun) -> None:
+    device = "mps" if torch.cuda.is_available() else "cuda"
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has every device")
+    with pytest.raises(ValueError, match=f"device is '{device}', but torch finds none here: use --device auto"):
+        train(tiny_run(device=device), report=ignore)
 
 
 def test_a_run_started_from_within_an_earlier_one_leaves_that_as_it_was(
@@ -226,9 +366,11 @@ def test_a_run_started_from_within_an_earlier_one_leaves_that_as_it_was(
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() != weights
 
 
-def test_numbers_of_numpy_are_numbers(tiny_run: MakeRun, tmp_path: Path) -> None:
+# and what else there is
+
+
+def test_numbers_of_numpy_are_numbers(tiny_run: MakeRun) -> None:
     train(tiny_run(steps=np.int64(1), muon_lr=np.float64(0.01)), report=ignore)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 1
 
 
 def test_a_compiled_run_learns_what_the_plain_one_does(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,3 +386,53 @@ def test_a_compiled_run_learns_what_the_plain_one_does(tiny_run: MakeRun, monkey
     again = train(tiny_run(steps=3, compile=True), ignore)
     assert len(compiled) == 1
     assert again.train_bits_per_byte == pytest.approx(plain.train_bits_per_byte, rel=1e-5)
+
+
+def test_mixed_precision_learns_about_the_same(tiny_run: MakeRun, tmp_path: Path) -> None:
+    plain = train(tiny_run(steps=10), ignore)
+    mixed = train(tiny_run(steps=10, precision="bfloat16", out=tmp_path / "mixed"), ignore)
+    assert mixed.train_bits_per_byte == pytest.approx(plain.train_bits_per_byte, rel=0.02)
+    assert mixed.train_bits_per_byte != plain.train_bits_per_byte
+    assert {tensor.dtype for tensor in weights(mixed.folder).values()} == {torch.float32}
+
+
+def test_ones_own_tracker_is_told_everything(tiny_run: MakeRun, tmp_path: Path) -> None:
+    tracker = Recorder()
+    train(tiny_run(), report=ignore, trackers=[tracker])
+    config, folder, step = tracker.started
+    assert (config["seed"], folder, step, tracker.status) == (0, tmp_path / "run", 0, "finished")
+    assert [step for step, metrics in tracker.logged if "loss" in metrics] == [1, 2, 3]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [{"step": step, **metrics} for step, metrics in tracker.logged] == [json.loads(line) for line in lines]
+
+
+def test_samples_are_shown_every_so_often(tiny_run: MakeRun) -> None:
+    lines: list[str] = []
+    train(tiny_run(sample_every=1), report=lines.append)
+    assert [line.split(":")[0] for line in lines if line.startswith("sample at")] == [
+        "sample at step 1", "sample at step 2",
+    ]  # fmt: skip
+    silent: list[str] = []
+    train(tiny_run(sample_every=1, sample_length=0), report=silent.append)
+    assert not any(line.startswith("sample") for line in silent)
+
+
+def test_a_tokenizer_of_ones_own_is_trained_with(tiny_run: MakeRun) -> None:
+    class Words:
+        vocab_size = 300
+
+        def encode(self, text: str) -> list[int]:
+            return [hash_of(word) for word in text.split()]
+
+        def decode(self, ids: list[int]) -> str:
+            return " ".join(str(index) for index in ids)
+
+    def hash_of(word: str) -> int:
+        return sum(map(ord, word)) % 300
+
+    config = tiny_run(steps=2, seq_len=16)
+    result = train(config, report=ignore, tokenizer=Words())
+    model = HierarchicalTransformer.from_pretrained(result.folder)
+    assert model.num_tokens == 300
+    # a word and its space are four bytes or so, and the figure is per byte
+    assert result.validation_bits_per_byte is not None and 1 < result.validation_bits_per_byte < 3

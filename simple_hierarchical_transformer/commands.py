@@ -1,0 +1,218 @@
+"""What each command does, from the options that were given to the lines that are shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import HierarchicalTransformer, hub
+from .configure import check_data, configure
+from .describe import DescribeArguments, saved_arguments
+from .describe import describe as describe_model
+from .flags import Sources, read_flags
+from .sampling import Sampling
+from .text.data import load_split
+from .text.extras import missing_extra
+from .text.printing import TextStream, check_byte_model, prompt_ids
+from .text.tokenizer import TextTokenizer, find_tokenizer
+from .training.checkpoints import Checkpoints
+from .training.config import TrainConfig, as_split
+from .training.run_folder import MODEL_FOLDER
+from .training.settings import MODEL
+
+COMMAND = "hierarchical-transformer"
+TRAIN_EXTRA = {"accelerate", "tqdm", "tomli_w"}
+
+
+def train(arguments: Sequence[str]) -> int:
+    given = read_flags(
+        arguments,
+        (Sources, TrainConfig),
+        program=f"{COMMAND} train",
+        description="Train a model on text: the Python interpreter's own library, or your files.",
+    )
+    try:
+        from .training.loop import CheckpointNotWrittenError, NonFiniteError
+        from .training.loop import train as train_model
+    except ModuleNotFoundError as error:
+        if error.name not in TRAIN_EXTRA:
+            raise
+        raise missing_extra(error.name, "training", extra="train") from error
+    config = configure(given)
+    check_data(config)
+    try:
+        result = train_model(config, report=report)
+    except (CheckpointNotWrittenError, NonFiniteError, BrokenPipeError) as error:
+        return fail(error, 1)
+    return 130 if result.interrupted else 0
+
+
+def report(line: str) -> None:
+    print(line, flush=True)
+
+
+def fail(error: Exception, status: int) -> int:
+    lines = [str(error), *getattr(error, "__notes__", ())]
+    print(f"{COMMAND}: error: {' '.join('; '.join(lines).split())}", file=sys.stderr)
+    return status
+
+
+def generate(options: Mapping[str, Any]) -> int:
+    folder = find_model(options["model"])
+    model = HierarchicalTransformer.from_pretrained(folder)
+    tokenizer = find_tokenizer(folder)
+    check_vocabulary(model.num_tokens, tokenizer, folder)
+    model = move(model, options["device"])
+    # the shell hands over bytes that are no UTF-8 as lone surrogates
+    prompt = options["prompt"].encode("utf-8", "surrogateescape")
+    ids = tokenizer.encode(prompt)
+    tokens = model.stream(
+        prompt_ids(ids, model.device),
+        options["length"],
+        generator=torch.Generator(model.device).manual_seed(options["seed"]),
+        **{field.name: options[field.name] for field in fields(Sampling)},
+        speculative=options["speculative"],
+        backend=options["backend"],
+    )
+    write(prompt, decoded(ids, tokens, tokenizer))
+    return 0
+
+
+def check_vocabulary(num_tokens: int, tokenizer: TextTokenizer, folder: Path) -> None:
+    """Refuse a model that knows other ids than its tokenizer's and, perhaps, a separator just past them."""
+    if tokenizer.vocab_size <= num_tokens <= tokenizer.vocab_size + 1:
+        return
+    if tokenizer.is_bytes:
+        check_byte_model(num_tokens, str(folder))
+    raise ValueError(
+        f"model: {folder} has a vocabulary of {num_tokens} tokens, but its tokenizer {tokenizer.name} one of "
+        f"{tokenizer.vocab_size}: put the tokenizer there that it was trained with"
+    )
+
+
+def decoded(prompt: list[int], tokens: Iterable[Tensor], tokenizer: TextTokenizer) -> Iterator[bytes]:
+    """Tokens (1,) that come one after the other behind a prompt, as the bytes that are sure by then."""
+    stream = tokenizer.stream()
+    stream.feed(prompt)  # whether a word begins with a space depends on what stands before it
+    for token in tokens:
+        yield stream.feed(token.tolist())
+    yield stream.finish()
+
+
+def write(prompt: bytes, pieces: Iterator[bytes]) -> None:
+    """Show a text as it comes, and then how fast it came."""
+    shown, count, start = TextStream(), 0, time.perf_counter()
+    first = start
+    sys.stdout.write(shown.feed(prompt))
+    sys.stdout.flush()
+    try:
+        for piece in pieces:
+            first = time.perf_counter() if count == 0 else first
+            count += len(piece)
+            sys.stdout.write(shown.feed(piece))
+            sys.stdout.flush()
+    finally:  # an interrupted text is as good as another
+        seconds = time.perf_counter() - start
+        print(shown.finish(), flush=True)
+        rate = f": {count / seconds:,.0f} bytes per second, the first after {first - start:.2f} s" if count else ""
+        print(f"{count} bytes in {seconds:.2f} s{rate}", file=sys.stderr)
+
+
+def move(model: HierarchicalTransformer, device: str) -> HierarchicalTransformer:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ValueError(f"--device: torch finds no device {device!r} here: use --device cpu") from error
+
+
+def find_model(name: str) -> Path:
+    """The folder of the model itself, given that, the folder of its run, or its name on the Hub."""
+    folder = Path(name)
+    if (folder / MODEL_FOLDER).is_dir():
+        return folder / MODEL_FOLDER
+    checkpoints = Checkpoints(folder, keep=1)
+    if steps := checkpoints.steps():
+        raise ValueError(
+            f"--model: the run in {folder} isn't finished, so it has no {MODEL_FOLDER}/ yet: name one of its "
+            f"checkpoints, such as {checkpoints.path(max(steps))}"
+        )
+    if folder.is_dir():
+        return folder
+    if hub.REPOSITORY.fullmatch(name) and not folder.exists():
+        return hub.find(name)
+    raise FileNotFoundError(
+        f"--model: {name} isn't a folder: name the run folder that `{COMMAND} train` left, its {MODEL_FOLDER}/, or a "
+        "model on the Hub, user/name"
+    )
+
+
+def describe(arguments: Sequence[str]) -> int:
+    given = read_flags(
+        arguments,
+        (Sources, DescribeArguments),
+        program=f"{COMMAND} describe",
+        description="Say what a model costs: parameters, multiply-adds, memory, and how far it sees. It isn't built, "
+        "so any size will do.",
+    )
+    as_json, folder = given.pop("json", False), given.pop("saved", None)
+    measure = {name: given.pop(name) for name in ("dtype", "batch_size") if name in given}
+    if folder is None:
+        num_tokens = given.pop("num_tokens", DescribeArguments.num_tokens)
+        wanted = configure(given).model_arguments(num_tokens)
+    else:
+        model = given.pop(MODEL, {})
+        wanted = saved_arguments(find_model(str(folder)), {**given, **model})
+    description = describe_model(wanted, **measure)
+    print(json.dumps(description.as_dict(), indent=2) if as_json else description.table())
+    return 0
+
+
+def evaluate(options: Mapping[str, Any]) -> int:
+    from .evaluation import evaluate as evaluate_model
+
+    folder = find_model(options["model"])
+    model = HierarchicalTransformer.from_pretrained(folder)
+    split = load_split(
+        options["data"],
+        model.seq_len,
+        tokenizer=find_tokenizer(folder),
+        text_field=options["text_field"],
+        separator=options["separator"],
+        split=None if options["split"] is None else as_split(options["split"]),
+        cache=options["cache"],
+        report=report_aside,
+    )
+    corpus = {"train": split.train, "validation": split.validation, "test": split.test}[options["part"]]
+    if corpus is None:
+        raise ValueError("--part test: the text has no such part: say with --split where it stands")
+    evaluation = evaluate_model(
+        move(model, options["device"]),
+        corpus,
+        batch_size=options["batch_size"],
+        limit=options["limit"],
+        ablate=options["ablate"],
+    )
+    print(json.dumps(evaluation.as_dict(), indent=2) if options["json"] else evaluation.table())
+    return 0
+
+
+def report_aside(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def plot(options: Mapping[str, Any]) -> int:
+    from .training.plot import plot as plot_runs
+
+    for path in plot_runs(options["runs"], options["out"], options["by"]):
+        print(path)
+    return 0
