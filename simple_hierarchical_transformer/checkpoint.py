@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from .arguments import build_config
 from .config import ModelConfig
-from .files import write_atomically
+from .files import Content, write_atomically
 from .losses.quantized_prophet import FrozenQuantizer
 from .model_card import CARD_FILE, is_ours, make_model_card
 from .saved_config import (
@@ -67,7 +67,7 @@ DERIVED_NUMBERS = 1 << 28  # that follow from a seed and lie in no file; and as 
 DERIVED_SHARE = 32
 
 
-def model_files(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+def model_files(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Content]:
     """The files of a saved model by their names: its weights, and its configuration.
 
     Args:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+Content = bytes | Sequence[bytes | memoryview]  # of a file: whole, or in pieces that follow each other
 
-def write_atomically(contents: Mapping[Path, bytes]) -> None:
+
+def write_atomically(contents: Mapping[Path, Content]) -> None:
     """Replace the files of one folder, each whole or not at all; none before all are safely on the disk."""
     beside = {path: name_beside(path) for path in contents}
     try:
@@ -34,10 +36,15 @@ def is_beside(path: Path) -> bool:
     return name.startswith(".") and len(key) == 32 and all(letter in "0123456789abcdef" for letter in key)
 
 
-def write_flushed(path: Path, content: bytes) -> None:
+def pieces_of(content: Content) -> Sequence[bytes | memoryview]:
+    return (content,) if isinstance(content, bytes) else content
+
+
+def write_flushed(path: Path, content: Content) -> None:
     """Write a new file, down to the disk."""
     with open(path, "xb") as file:
-        file.write(content)
+        for piece in pieces_of(content):
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 

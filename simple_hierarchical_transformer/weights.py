@@ -55,8 +55,8 @@ def values(tensor: Tensor) -> memoryview:
     return array
 
 
-def weights_file(tensors: Mapping[str, Tensor], config_checksum: str) -> bytes:
-    """The weights file of these tensors, with its checksum and that of the configuration that they fit.
+def weights_file(tensors: Mapping[str, Tensor], config_checksum: str) -> list[bytes | memoryview]:
+    """The weights file of these tensors, with its checksum and that of the configuration that they fit, in pieces.
 
     Raises:
         ValueError: for tensors on the meta device, or of a type that the format doesn't have.
@@ -65,8 +65,13 @@ def weights_file(tensors: Mapping[str, Tensor], config_checksum: str) -> bytes:
     return as_safetensors(on_cpu, {"sha256": checksum_of_tensors(on_cpu), "config_sha256": config_checksum})
 
 
-def as_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The safetensors file of these tensors. Its bytes follow from its arguments alone.
+def as_safetensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> list[bytes | memoryview]:
+    """The safetensors file of these tensors, in pieces. Its bytes follow from its arguments alone.
+
+    All pieces but the first are the tensors' own memory, of which no copy is made: a checkpoint of billions of numbers
+    is written from where they lie.
 
     The `safetensors` package writes its metadata in an order that is another each time, and refuses tensors that share
     their memory. The format is a header of JSON, padded to 8 bytes and behind its length, and then the values, those
@@ -83,7 +88,7 @@ def as_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *(values(tensor) for _, tensor in order)])
+    return [len(text).to_bytes(8, "little") + text, *(values(tensor) for _, tensor in order)]
 
 
 def movable(name: str, tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from simple_hierarchical_transformer import CheckpointError, HierarchicalTransfo
 from simple_hierarchical_transformer.arguments import to_arguments
 from simple_hierarchical_transformer.checkpoint import fewest_tensors, model_config_json, model_files
 from simple_hierarchical_transformer.config import ModelConfig
-from simple_hierarchical_transformer.files import write_atomically
+from simple_hierarchical_transformer.files import pieces_of, write_atomically
 from simple_hierarchical_transformer.model_card import make_model_card
 from simple_hierarchical_transformer.weights import checksum_of_tensors, weights_file
 
@@ -81,7 +81,8 @@ def test_loading_draws_no_random_number_and_imports_no_compiler(tmp_path: Path) 
 def test_the_files_of_other_tensors_are_those_of_the_model_that_holds_them(tmp_path: Path) -> None:
     """Averaged weights, or those that several processes gathered, are on no model."""
     model, other = (HierarchicalTransformer(**ARGUMENTS) for _ in range(2))
-    files = model_files(model.config, {name: tensor.clone() for name, tensor in other.state_dict().items()})
+    contents = model_files(model.config, {name: tensor.clone() for name, tensor in other.state_dict().items()})
+    files = {name: b"".join(pieces_of(content)) for name, content in contents.items()}
     other.save_pretrained(tmp_path)
     assert files == {name: (tmp_path / name).read_bytes() for name in ("config.json", "model.safetensors")}
     content = json.loads(files["config.json"])
@@ -95,13 +96,13 @@ def test_the_weights_file_is_one_of_safetensors_and_always_the_same(tmp_path: Pa
         "c": torch.randn(3, 4).t(), "e": torch.empty(0, 3), "f": torch.arange(3), "g": torch.randn(2).half(),
         "h": torch.arange(5).to(torch.int8),
     }  # fmt: skip
-    content = weights_file(tensors, "0" * 64)
+    content = b"".join(weights_file(tensors, "0" * 64))
     loaded = load(content)
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype
         assert torch.equal(loaded[name], tensor)
-    assert weights_file(dict(reversed(tensors.items())), "0" * 64) == content
+    assert b"".join(weights_file(dict(reversed(tensors.items())), "0" * 64)) == content
     (tmp_path / "file").write_bytes(content)
     with safe_open(tmp_path / "file", framework="pt") as file:
         assert file.metadata() == {"sha256": checksum_of_tensors(tensors), "config_sha256": "0" * 64}

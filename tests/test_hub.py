@@ -21,6 +21,7 @@ from huggingface_hub import ModelCard, constants, errors
 
 from simple_hierarchical_transformer import HierarchicalTransformer, hub
 from simple_hierarchical_transformer.checkpoint import model_files
+from simple_hierarchical_transformer.files import pieces_of
 from simple_hierarchical_transformer.model_card import is_ours, make_model_card
 
 ARGUMENTS: dict[str, Any] = {
@@ -53,7 +54,7 @@ def put_into_cache(cache: Path, model: HierarchicalTransformer, name: str = "use
         folder.mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
     for i, (file, content) in enumerate(model_files(model.config, model.state_dict()).items()):
-        (repository / "blobs" / f"{i:040}").write_bytes(content)
+        (repository / "blobs" / f"{i:040}").write_bytes(b"".join(pieces_of(content)))
         (snapshot / file).symlink_to(Path("..", "..", "blobs", f"{i:040}"))
     return snapshot
 

@@ -32,7 +32,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
 PAGES[Path("README.md")] = README
 
-COMMANDS = re.compile(r"^<!-- run: (?P<shrink>.*) -->\n```bash\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMANDS = re.compile(r"^<!-- run: (?P<shrink>[^\n]*) -->\n```bash\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^(?P<comments>(?:<!-- [^\n]* -->\n)*)```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -11,11 +11,12 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import CheckpointError
-from ..files import flush_folder, name_beside, write_flushed
+from ..files import Content, flush_folder, name_beside, pieces_of, write_flushed
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_FORMAT = "simple-hierarchical-transformer checkpoint"
@@ -24,7 +25,7 @@ MOST_BYTES_OF_JSON = 1 << 24
 REMEDY = "use another checkpoint of the run, or copy this one again from where it is whole"
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_folder(folder: Path, files: Mapping[str, Content]) -> None:
     """Make `folder`, which isn't there yet, with these files and their manifest.
 
     Raises:
@@ -33,19 +34,27 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     beside = name_beside(folder)
     try:
         beside.mkdir(parents=True)
-        for name, content in files.items():
-            write_flushed(beside / name, content)
-        entries = {
-            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in files.items()
-        }
-        write_flushed(beside / MANIFEST_FILE, manifest_bytes(entries))
+        with ThreadPoolExecutor() as pool:  # what is written is summed up meanwhile, in memory
+            entries = {name: pool.submit(entry_of, content) for name, content in files.items()}
+            for name, content in files.items():
+                write_flushed(beside / name, content)
+        manifest = manifest_bytes({name: entry.result() for name, entry in entries.items()})
+        write_flushed(beside / MANIFEST_FILE, manifest)
         flush_folder(beside)
         os.rename(beside, folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     flush_folder(folder.parent)
+
+
+def entry_of(content: Content) -> dict[str, int | str]:
+    """Size and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    for piece in pieces_of(content):
+        digest.update(piece)
+        size += len(piece)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def remove_folder(folder: Path) -> None:
@@ -78,14 +87,19 @@ def verify_folder(folder: Path, required: frozenset[str], optional: frozenset[st
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise CheckpointError(path, f"it has {size:,} bytes in place of {entry['bytes']:,}", REMEDY)
-    for name, entry in entries.items():
-        try:
-            with open(folder / name, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise CheckpointError(folder / name, f"the file can't be read ({error})", REMEDY) from None
-        if digest != entry["sha256"]:
-            raise CheckpointError(folder / name, "the SHA-256 is wrong, so the file was changed or damaged", REMEDY)
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(digest_of, (folder / name for name in entries))
+        for (name, entry), digest in zip(entries.items(), digests, strict=True):
+            if digest != entry["sha256"]:
+                raise CheckpointError(folder / name, "the SHA-256 is wrong, so the file was changed or damaged", REMEDY)
+
+
+def digest_of(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(path, f"the file can't be read ({error})", REMEDY) from None
 
 
 def read_manifest(path: Path) -> dict[str, dict[str, Any]]:

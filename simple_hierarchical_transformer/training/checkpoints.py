@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from ..checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointError
-from ..files import is_beside
+from ..files import Content, is_beside
 from .checkpoint_folder import remove_folder, verify_folder, write_folder
 from .run_state import STATE_FILE
 
@@ -37,7 +37,7 @@ class Checkpoints:
         named = [NAME.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir()]
         return sorted(int(match[1]) for match in named if match)
 
-    def save(self, step: int, files: Mapping[str, bytes], best: int | None) -> Path:
+    def save(self, step: int, files: Mapping[str, Content], best: int | None) -> Path:
         """Write the checkpoint of a step, unless it is there, and take away what isn't kept any more.
 
         Raises:

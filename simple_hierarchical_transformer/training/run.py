@@ -135,7 +135,9 @@ class Run:
         if len(parts) * processes > 1:
             plain: Any = accelerator.unwrap_model(self.model)
             counts = summed(accelerator, torch.stack([plain.count_targets(part) for part in parts]).sum(dim=0))
-        means = torch.zeros(len(PARTS), device=accelerator.device)
+        # Apple's devices have no double precision
+        precise = torch.float32 if self.device.type == "mps" else torch.float64
+        means = torch.zeros(len(PARTS), dtype=precise, device=self.device)
         for i, part in enumerate(parts):
             with nullcontext() if i == len(parts) - 1 else accelerator.no_sync(self.model):
                 with self.autocast():

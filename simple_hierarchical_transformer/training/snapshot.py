@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 
 from .. import __version__
 from ..checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointError, model_files, read_config, read_weights
+from ..files import Content
 from ..saved_config import model_config_json
 from ..text.tokenizer import tokenizer_files
 from ..weights import as_safetensors
@@ -43,7 +44,7 @@ def weights_of(run: Run) -> dict[str, Tensor]:
     return dict(get_model_state_dict(run.accelerator.unwrap_model(run.model), options=WHOLE))  # type: ignore[arg-type]
 
 
-def checkpoint_files(run: Run) -> dict[str, bytes]:
+def checkpoint_files(run: Run) -> dict[str, Content]:
     """All files of a checkpoint but its manifest. Every process takes part; only on the first they are whole.
 
     Where weights are averaged, the averaged ones are the model that is shared, and the trained ones stand beside what
