@@ -2,6 +2,8 @@
 
 import os
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything that reads it is imported: no test asks the network
+
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says nothing about whether it holds, so there is no deadline.
