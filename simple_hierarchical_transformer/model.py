@@ -5,7 +5,6 @@ Shapes: `b` batch, `n` input tokens, `m` tokens of a stream (`ceil(n / stride)` 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -13,14 +12,11 @@ from typing import Any, Literal, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute_for_backward
 
-from . import checkpoint, hub
 from .arguments import build_config
-from .block import Block, BlockState
 from .chunk import StreamChunk
 from .compressor import Compressor, Projection, Source, is_faster_looked_up
-from .config import LatentLoss, ModelConfig
+from .config import LatentLoss
 from .description import DescriptionMixin
 from .generation import GenerationMixin
 from .inputs import (
@@ -34,22 +30,18 @@ from .inputs import (
     check_vocabulary,
     merged_sources,
 )
+from .layer import Layer, LayerState, recomputed
 from .linear import Linear, is_untouched
 from .losses import Losses
 from .losses.objective import Objective
-from .merge import Hold, LayerMerge, LayerMergeState
+from .merge import Hold
 from .modules import module_list
 from .norm import rms_norm
+from .sharing import SharingMixin
 from .state import DecodingState, Register, StateNode, StateSpec
 from .validation import flag, whole
 
 INIT_STD = 0.02  # of the embedding and the output head
-
-
-@dataclass
-class LayerState(StateNode):
-    blocks: tuple[BlockState, ...]
-    merge: LayerMergeState | None
 
 
 @dataclass
@@ -65,55 +57,7 @@ def last(hidden: Tensor, count: int | None) -> Tensor:
     return hidden if count is None else hidden[:, -count:]
 
 
-class Layer(nn.Module):
-    """One block per stream, then all streams are merged into the predict stream, or into every stream."""
-
-    def __init__(self, config: ModelConfig, targets: Sequence[int]) -> None:
-        super().__init__()
-        self.blocks = module_list(
-            Block(stream, seq_len=config.seq_len, use_flash_attn=config.use_flash_attn, use_xpos=config.use_xpos)
-            for stream in config.streams
-        )
-        dims, strides = [s.dim for s in config.streams], [s.stride for s in config.streams]
-        self.merge = LayerMerge(dims, strides, targets) if len(config.streams) > 1 else None
-
-    def init_state(self, spec: StateSpec) -> LayerState:
-        return LayerState(
-            blocks=tuple(block.init_state(spec) for block in self.blocks),
-            merge=self.merge.init_state(spec) if self.merge is not None else None,
-        )
-
-    def forward(
-        self,
-        streams: Sequence[Tensor],
-        chunks: Sequence[StreamChunk],
-        state: LayerState | None = None,
-        merge: bool | frozenset[int] = True,
-    ) -> list[Tensor]:
-        """`merge` says whether streams are merged, or holds the indices of those that contribute."""
-        states = state.blocks if state is not None else (None,) * len(self.blocks)
-        streams = [block(x, c, s) for block, x, c, s in zip(self.blocks, streams, chunks, states, strict=True)]
-        if self.merge is None or merge is False:
-            return streams
-        sources = None if merge is True else merge
-        merged: list[Tensor] = self.merge(streams, chunks, state.merge if state is not None else None, sources)
-        return merged
-
-
-def recomputed(
-    layer: Layer, streams: Sequence[Tensor], chunks: Sequence[StreamChunk], merge: bool | frozenset[int]
-) -> list[Tensor]:
-    """What a layer makes of whole streams, keeping only these: all else is computed again for the backward pass."""
-
-    def run(*streams: Tensor) -> list[Tensor]:
-        return layer(streams, chunks, None, merge)  # type: ignore[no-any-return]
-
-    # as arguments of their own, autograd keeps the streams, and lets go of them when it has been through the layer
-    given: list[Tensor] = recompute_for_backward(run, *streams, use_reentrant=False, preserve_rng_state=False)
-    return given
-
-
-class HierarchicalTransformer(GenerationMixin, DescriptionMixin, nn.Module):
+class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, nn.Module):
     """A causal language model of several streams of tokens, fine and coarse, merged in every layer.
 
     With one stream of factor 1, the default, it is a plain transformer. Arguments "per stream" take one value for
@@ -520,81 +464,3 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, nn.Module):
             mixed[:, : vectors.shape[1]] += self.to_logits(vectors).float().softmax(dim=-1)
             count[: vectors.shape[1]] += 1
         return (mixed / count).log()
-
-    def save_pretrained(self, folder: str | os.PathLike[str], *, model_card: str | None = None) -> None:
-        """Write `config.json`, `model.safetensors` and the model card `README.md` into `folder`.
-
-        Args:
-            folder: it is made where it isn't there.
-            model_card: text of the card; by default, one that `make_model_card` writes. A card that stands there is
-                replaced only as long as it is, unchanged, one that was made here.
-
-        Raises:
-            OSError: if the folder can't be written to; what stood there before still stands.
-        """
-        checkpoint.save_model(self, folder, model_card)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        **overrides: Any,
-    ) -> HierarchicalTransformer:
-        """Load what `save_pretrained` wrote, onto the CPU, from a folder or from the Hugging Face Hub.
-
-        Args:
-            folder: the folder that was saved to, or a model on the Hub such as `user/name` (with the `hub` extra); a
-                folder that is here goes first.
-            revision: branch, tag or commit on the Hub; the main branch by default.
-            token: of the Hub; by default, the one that this machine is signed in with.
-            cache_dir: where copies from the Hub are kept; by default, where huggingface_hub keeps them.
-            local_files_only: take what is in the cache, without the network, as HF_HUB_OFFLINE=1 does.
-            overrides: constructor arguments that change no parameter (`seq_len`, `window_sizes`, `use_flash_attn`,
-                `use_xpos`, `checkpoint_activations`), and those that JSON can't hold (`chunk_summarizers`, a callable
-                `next_latent_loss_type`).
-
-        Raises:
-            CheckpointError: if the folder is incomplete, damaged, or of another configuration.
-            OSError: if the Hub can't be reached, or has no such model.
-        """
-        path = hub.find(folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-        return checkpoint.load_model(cls, path, overrides)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        commit_message: str = "Upload model",
-        revision: str | None = None,
-        model_card: str | None = None,
-    ) -> str:
-        """Upload what `save_pretrained` writes to the Hugging Face Hub, and return the address of the commit.
-
-        Args:
-            repo_id: `user/name`; the repository is made where it isn't there.
-            private: whether a repository that is made is private; by default, what the account's settings say.
-            token: of the Hub; by default, the one that this machine is signed in with.
-            commit_message: of the commit.
-            revision: branch to upload to, which is made where it isn't there; the main one by default.
-            model_card: text of the card; by default, one that `make_model_card` writes, unless the repository has one.
-
-        Raises:
-            ValueError: for a name that is none, or if the `hub` extra isn't installed.
-            OSError: if the Hub can't be reached, or doesn't take the files.
-        """
-        return hub.push(
-            self,
-            repo_id,
-            private=private,
-            token=token,
-            commit_message=commit_message,
-            revision=revision,
-            model_card=model_card,
-        )

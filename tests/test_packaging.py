@@ -50,6 +50,7 @@ LAYERS = (
     ),
     ("attention", "compressor", "feedforward", "token_shift"),
     ("block", "checkpoint", "checks", "description", "hub", "losses", "merge"),
+    ("layer", "sharing"),
     ("prompts", "writing", "stepping", "speculation", "generation"),
     ("model",),
     (NAME,),
