@@ -1,0 +1,247 @@
+"""One sitting of a run: from where it stands to its end, or to where it is stopped."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoints import Checkpoints
+from .finish import finish
+from .finite import NonFiniteError
+from .metrics import MetricsLog, peak_memory
+from .processes import agreed_sums, from_main
+from .progress import ProgressBar
+from .run import Run
+from .run_folder import open_run_folder, reopen_run_folder
+from .sample import write_sample
+from .snapshot import checkpoint_files, restore
+from .stopping import StopSignals
+from .trackers import Trackers
+
+Report = Callable[[str], None]
+
+
+class CheckpointNotWrittenError(OSError):
+    """The disk is full, say. The run has stopped, and the checkpoints before are as good as they were."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        folder: of the model: the run's `model/`, or where the run was stopped, its newest checkpoint
+        steps: taken in all
+        train_bits_per_byte: mean since the last validation
+        validation_bits_per_byte: of the last validation; none where the run was stopped before it
+        sample: what the model wrote; none where that wasn't asked for
+        interrupted: whether it was stopped before its end
+    """
+
+    folder: Path
+    steps: int
+    train_bits_per_byte: float | None
+    validation_bits_per_byte: float | None
+    sample: str | None
+    interrupted: bool
+
+
+class Session:
+    """One sitting of a run: from where it stands to its end, or to where it is stopped."""
+
+    def __init__(self, run: Run, report: Report, trackers: Trackers) -> None:
+        self.run, self.config, self.accelerator = run, run.config, run.accelerator
+        self.is_main = run.accelerator.is_main_process
+        self.report = report
+        self.trackers = trackers
+        self.metrics = MetricsLog(run.config.out)
+        self.checkpoints = Checkpoints(run.config.out, run.config.keep)
+        self.started_at = 0
+        self.train_bits_per_byte: float | None = None
+
+    def open(self) -> None:
+        """Make the folder of a new run, or go on with the one that is there."""
+        config, run = self.config, self.run
+        found = self.checkpoints.newest(config.resume_fallback) if config.resume else None
+        if found is not None:
+            changes = restore(run, found)
+            if changes:
+                self.report(f"the bits may differ from those of a run that wasn't stopped: {', '.join(changes)}")
+        self.accelerator.wait_for_everyone()  # all have read before one writes
+        if self.is_main:
+            if config.resume:
+                reopen_run_folder(config)
+                self.checkpoints.sweep()
+                self.checkpoints.set_aside(after=run.step, report=self.report)
+                self.metrics.rewind(run.step)
+                self.report(
+                    f"going on from {found}" if found else "there is no checkpoint yet: starting at the beginning"
+                )
+            else:
+                open_run_folder(config, self.report)
+        self.started_at = run.step
+        self.accelerator.wait_for_everyone()
+
+    def train(self) -> TrainResult:
+        run = self.run
+        self.trackers.start(self.config.as_json(), self.config.out, run.step)
+        status = "failed"
+        try:
+            with StopSignals() as signals:
+                stopped = self.take_steps(signals)
+            result = self.stopped(stopped) if stopped else self.finished()
+            status = "interrupted" if result.interrupted else "finished"
+            return result
+        except CheckpointNotWrittenError:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            # in the middle of a step there is no state to save, and alone a process can't save that of all
+            is_together = self.accelerator.num_processes == 1 or isinstance(error, NonFiniteError)
+            if run.is_between_steps and run.step > self.started_at and is_together:
+                self.save_after(error)
+            raise
+        finally:
+            self.trackers.finish(status)
+
+    def take_steps(self, signals: StopSignals) -> str | None:
+        """Train to the end of the budget, or until a signal comes; the name of the signal."""
+        run, config = self.run, self.config
+        with ProgressBar(self.report, run.progress(run.step), disable=not self.is_main) as bar:
+            while not run.is_over:
+                figures = run.take_step()
+                bar.update(run.progress(run.step))
+                is_last = run.is_over
+                if run.step % config.log_every == 0 or is_last:
+                    self.log_training(bar, figures)
+                is_best = False
+                if run.step % config.validate_every == 0 or is_last:
+                    is_best = self.validate(bar)
+                if config.sample_every and config.sample_length and run.step % config.sample_every == 0 and not is_last:
+                    self.show_sample(bar)
+                stop = self.wanted_stop(signals)
+                if run.step % config.checkpoint_every == 0 or is_best or is_last or stop:
+                    self.save()
+                if stop and not is_last:
+                    return stop
+        return None
+
+    def wanted_stop(self, signals: StopSignals) -> str | None:
+        """The signal that some process has received, by which all stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return signals.received
+        (stopped,) = agreed_sums(self.accelerator, [float(signals.received is not None)])
+        return (signals.received or "a signal") if stopped else None
+
+    # what is noted
+
+    def log_training(self, bar: ProgressBar, figures: dict[str, float]) -> None:
+        run = self.run
+        means = run.since_log.as_dict()
+        bits_per_byte = run.bits_per_byte(run.since_log)
+        memory = peak_memory(run.device)
+        rate = (run.step - self.started_at) * self.config.tokens_per_step / (run.seconds - run.seconds_before)
+        bar.show(means["loss"], bits_per_byte, rate, memory)
+        run.since_log.clear()
+        self.note(
+            **means,
+            train_bits_per_byte=bits_per_byte,
+            learning_rate=run.optimizers[0].param_groups[0]["lr"],
+            tokens_per_second=round(rate, 1),
+            **({} if memory is None else {"memory_bytes": memory}),
+        )
+
+    def validate(self, bar: ProgressBar) -> bool:
+        """Validate on the fixed windows; whether it is the best so far."""
+        run = self.run
+        if run.since_validation.steps:
+            self.train_bits_per_byte = run.bits_per_byte(run.since_validation)
+        run.since_validation.clear()
+        validation = run.validate()
+        bar.validation = validation
+        self.note(validation_bits_per_byte=validation)
+        train = "" if self.train_bits_per_byte is None else f"train {self.train_bits_per_byte:.3f}, "
+        bar.report(f"step {run.step}: {train}validation {validation:.3f} bits per byte")
+        if run.best is not None and validation >= run.best[1]:
+            return False
+        run.best = (run.step, validation)
+        return True
+
+    def note(self, **figures: float) -> None:
+        """Into metrics.jsonl, and to the trackers."""
+        if not self.is_main:
+            return
+        record = {"tokens": self.run.tokens, "seconds": round(self.run.seconds, 3), **figures}
+        self.metrics.append({"step": self.run.step, **record})
+        self.trackers.log(self.run.step, record)
+
+    def show_sample(self, bar: ProgressBar) -> None:
+        # the parts of a sharded model can't write by themselves
+        if self.is_main and not self.run.is_sharded:
+            bar.report(f"sample at step {self.run.step}:\n{write_sample(self.run, self.run.trained)}")
+
+    # what is kept
+
+    def save(self) -> Path:
+        """Write a checkpoint, and take away those that aren't kept any more.
+
+        Raises:
+            CheckpointNotWrittenError: on all processes, if the one that writes can't
+        """
+        run = self.run
+        files = checkpoint_files(run)
+        path, problem = self.checkpoints.path(run.step), None
+        if self.is_main:
+            try:
+                self.checkpoints.save(run.step, files, run.best[0] if run.best else None)
+            except OSError as error:
+                problem = error
+        if from_main(self.accelerator, float(problem is not None)):
+            raise CheckpointNotWrittenError(self.not_written(problem)) from problem
+        return path
+
+    def not_written(self, problem: OSError | None) -> str:
+        steps = [step for step in self.checkpoints.steps() if step < self.run.step]
+        good = (
+            f"the newest one before, {self.checkpoints.path(steps[-1])}, is as good as it was"
+            if steps
+            else ("there is none before it")
+        )
+        return (
+            f"the checkpoint of step {self.run.step} can't be written to {self.checkpoints.folder} ({problem}): the "
+            f"run stopped, and {good}; make room, and go on with {self.how_to_go_on()}"
+        )
+
+    def save_after(self, error: BaseException) -> None:
+        """Say, in what stopped the run, which checkpoint is the last good one."""
+        try:
+            error.add_note(f"the last good checkpoint is {self.save()}: go on with {self.how_to_go_on()}")
+        except CheckpointNotWrittenError as second:
+            error.add_note(str(second))
+
+    def how_to_go_on(self) -> str:
+        return f"hierarchical-transformer train --resume --out {shlex.quote(str(self.config.out))}"
+
+    # how it ends
+
+    def stopped(self, signal: str) -> TrainResult:
+        path = self.checkpoints.path(self.run.step)
+        steps = counted(self.run.step, "step")
+        self.report(f"stopped by {signal} after {steps}: {path} holds them; go on with {self.how_to_go_on()}")
+        return TrainResult(path, self.run.step, self.train_bits_per_byte, None, None, interrupted=True)
+
+    def finished(self) -> TrainResult:
+        done = finish(self.run, self.report, self.note, self.train_bits_per_byte)
+        return TrainResult(
+            done.folder,
+            self.run.step,
+            self.train_bits_per_byte,
+            done.validation_bits_per_byte,
+            done.sample,
+            interrupted=False,
+        )
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
