@@ -64,7 +64,7 @@ def held_out(data: list[Path], count: int) -> list[Tensor]:
     """Prompts (1, t) from the validation text, evenly spread."""
     text = load_split(data, seq_len=512).validation
     starts = [i * (len(text) - PROMPT) // count for i in range(count)]
-    return [torch.tensor([list(text.read(start, start + PROMPT))]) for start in starts]
+    return [text.read(start, start + PROMPT).long()[None] for start in starts]
 
 
 def count_differences(model: HierarchicalTransformer, prompts: list[Tensor], length: int) -> dict[str, int]:

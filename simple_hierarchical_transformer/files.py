@@ -6,6 +6,14 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+RUN_MARK = ".hierarchical-transformer-run"  # in the folder of a training run: its lock, by which it is known
 
 Content = bytes | Sequence[bytes | memoryview]  # of a file: whole, or in pieces that follow each other
 
@@ -58,3 +66,38 @@ def flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class InUseError(OSError):
+    """Another process holds the lock."""
+
+
+class FolderLock:
+    """A file in a folder that one process at a time holds, until it lets go of it or ends, in whatever way.
+
+    Where the system has no such locks (Windows), it keeps nobody out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[bytes] | None = None
+
+    def take(self, *, wait: bool = False) -> None:
+        """Make the file, unless it is there, and hold it.
+
+        Raises:
+            InUseError: another process does, and `wait` isn't set
+        """
+        file = open(self.path, "ab")  # noqa: SIM115 - open for as long as the lock is held
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                file.close()
+                raise InUseError(f"{self.path} is held by another process") from None
+        self._file = file
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..files import flush_folder, is_beside, name_beside, write_atomically
+from ..files import FolderLock, flush_folder, is_beside, name_beside, write_atomically
 from .corpus import PlainFile, Segment
 from .digests import content_digests, digest_json
 
@@ -123,6 +123,21 @@ def cached(
     with named_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         clear_abandoned(folder)
+    # of several processes that need it one makes it, and the others find it
+    lock = FolderLock(path.with_suffix(".lock"))
+    with named_errors(folder):
+        lock.take(wait=True)
+    try:
+        entry = find_entry(path, settings, dtype.itemsize, report)
+        return entry or make_entry(path, settings, dtype, fill, report)
+    finally:
+        lock.release()
+
+
+def make_entry(
+    path: Path, settings: dict[str, Any], dtype: torch.dtype, fill: Callable[[EntryWriter], None], report: Report
+) -> Entry:
+    folder = path.parent
     report(f"preparing text, once: it is kept in {path} …")
     beside = name_beside(path)
     try:

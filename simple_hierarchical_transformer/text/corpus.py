@@ -107,7 +107,8 @@ class Corpus:
 
         Raises:
             IndexError: they lie outside of the corpus
-            ValueError, OSError: a file changed since, or is gone
+            ValueError, OSError: a file had changed, or was gone, when it was opened. (One that is cut off while it is
+                mapped ends the process, by a signal of the system: train on files that nothing writes to.)
         """
         return self.windows([start], stop - start)[0]
 

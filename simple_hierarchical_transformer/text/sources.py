@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from ..files import RUN_MARK
+
 NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 PACKED = frozenset({".gz", ".zst"})
 JSON_LINES = ".jsonl"
@@ -131,13 +133,20 @@ def dataset_source(text: str) -> DatasetSource:
 
 
 def walk(folder: PurePath, without: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """All regular files in a folder and its subfolders, but for what is hidden, and for folders of certain names."""
+    """All regular files in a folder and its subfolders.
+
+    But for what is hidden, for folders of certain names, and for those of training runs.
+    """
 
     def refuse(error: OSError) -> None:
         raise PermissionError(f"data: the folder {error.filename} can't be read: make it readable, or leave it out")
 
     for root, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in without]
+        folders[:] = [
+            name
+            for name in folders
+            if not (name.startswith(".") or name in without or Path(root, name, RUN_MARK).exists())
+        ]
         for name in names:
             path = Path(root, name)
             if not name.startswith(".") and path.is_file():

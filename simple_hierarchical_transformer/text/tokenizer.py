@@ -80,10 +80,11 @@ def load_tiktoken(name: str) -> TextTokenizer:
         raise missing_extra("tiktoken", f"tokenizer {name!r}, which is neither 'bytes' nor a file,") from error
     names = tiktoken.list_encoding_names()
     if name not in names:
-        nearest = difflib.get_close_matches(name, names, 1, 0)[0]
+        nearest = difflib.get_close_matches(name, [BYTES.name, *names], 1)
+        what = "a folder" if Path(name).is_dir() else "no file here either"
         raise ValueError(
             f"tokenizer is 'bytes', a `tokenizers` JSON file, or a tiktoken encoding ({', '.join(names)}), "
-            f"got {name!r}, which is no file here either: did you mean {nearest!r}?"
+            f"got {name!r}, which is {what}: {f'did you mean {nearest[0]!r}?' if nearest else 'name one of these'}"
         )
     return TiktokenTokenizer(name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..text.corpus import Corpus
 from ..text.data import train_batch
 from .config import TrainConfig
+from .stopping import SIGNALS
 
 
 class Batches(Dataset[Tensor]):
@@ -39,6 +41,12 @@ class Steps(Sampler[int]):
         return count(self.first)
 
 
+def leave_signals_alone(worker: int) -> None:
+    """Ctrl-C and SIGTERM may be sent to all processes of a group: what they mean is the run's affair."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def batches_from(step: int, corpus: Corpus, config: TrainConfig, accelerator: Accelerator) -> Iterator[Tensor]:
     """The batches of a step and those after it, for this process; read ahead by `config.workers` others."""
     batches = Batches(corpus, config, accelerator.process_index, accelerator.num_processes)
@@ -48,6 +56,7 @@ def batches_from(step: int, corpus: Corpus, config: TrainConfig, accelerator: Ac
         batch_size=None,  # what the dataset gives is a batch
         num_workers=config.workers,
         pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=leave_signals_alone,
         generator=torch.Generator(),  # else it would draw a number from everybody's
     )
     return iter(loader)

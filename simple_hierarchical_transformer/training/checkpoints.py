@@ -38,14 +38,15 @@ class Checkpoints:
         return sorted(int(match[1]) for match in named if match)
 
     def save(self, step: int, files: Mapping[str, Content], best: int | None) -> Path:
-        """Write the checkpoint of a step, unless it is there, and take away what isn't kept any more.
+        """Write the checkpoint of a step, and take away what isn't kept any more.
 
         Raises:
-            OSError: it can't be written; those that were there still are.
+            OSError: it can't be written, or there is one of this step; those that were there still are.
         """
         path = self.path(step)
-        if not path.exists():
-            write_folder(path, files)
+        if path.exists():
+            raise FileExistsError(f"{path} is there already")
+        write_folder(path, files)
         kept = {*self.steps()[-self.keep :], best}
         for old in self.steps():
             if old not in kept:

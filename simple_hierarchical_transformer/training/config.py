@@ -201,6 +201,7 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         """What depends on more than one setting."""
+        only_with(self.sample_length > 0, "sample_length above 0", sample_every=(self.sample_every, 0))
         only_with(self.resume, "resume", resume_fallback=(self.resume_fallback, False))
         only_with(self.optimizer == "muon", "optimizer='muon'", muon_lr=(self.muon_lr, None))
         only_with(self.schedule == "constant", "schedule='constant'", cooldown=(self.cooldown, None))

@@ -12,7 +12,7 @@ from ..model_card import make_model_card
 from ..text.text_tokenizer import ObjectTokenizer
 from ..text.tokenizer import save_tokenizer
 from .metrics import FINAL_VALIDATION, bits
-from .processes import agreed_sums
+from .processes import agreed_sums, on_main
 from .run import Run
 from .run_folder import MODEL_FOLDER
 from .sample import PROMPT_BYTES, write_sample
@@ -30,31 +30,32 @@ class Finished:
     validation_bits_per_byte: float
     sample: str | None
 
+    def show(self, run: Run, report: Callable[[str], None]) -> None:
+        steps = f"{run.step} step{'s' * (run.step != 1)}"
+        report(f"validation: {self.validation_bits_per_byte:.3f} bits per byte after {steps}")
+        if self.sample is not None:
+            report(f"sample, after the first {PROMPT_BYTES} bytes of the validation text:\n{self.sample}")
+
 
 def finish(
-    run: Run, report: Callable[[str], None], note: Callable[..., None], train_bits_per_byte: float | None
-) -> Finished:
-    """On all processes: save the model, validate it on the whole text, and let it write."""
+    run: Run, report: Callable[[str], None], note: Callable[..., None], stop: Callable[[], bool]
+) -> Finished | None:
+    """On all processes: save the model, validate it on the whole text, and let it write; None: it was stopped."""
     config, folder = run.config, run.config.out / MODEL_FOLDER
     model = whole_model(run)
     # before the last figures are taken, since that may be interrupted
-    if model is not None and run.accelerator.is_main_process:
-        save(run, model, folder, None)
+    on_main(run.accelerator, lambda: save(run, model, folder, None))
     report(f"saved: {folder}")
     report("validating, which takes some seconds more …")
-    validation = validate_whole(run, model)
+    validation = validate_whole(run, model, stop)
+    if validation is None:
+        return None
     note(**{FINAL_VALIDATION: validation})
+    on_main(run.accelerator, lambda: save(run, model, folder, validation))  # its card has the figure now
     sample = None
-    if model is not None and run.accelerator.is_main_process:
-        save(run, model, folder, validation)  # its card has the figure now
-        if config.sample_length:
-            report(f"writing a sample of {config.sample_length} tokens …")
-            sample = write_sample(run, model)
-    if train_bits_per_byte is not None:
-        report(f"training: {train_bits_per_byte:.3f} bits per byte since the validation before the last")
-    report(f"validation: {validation:.3f} bits per byte after {run.step} step{'s' * (run.step != 1)}")
-    if sample is not None:
-        report(f"sample, after the first {PROMPT_BYTES} bytes of the validation text:\n{sample}")
+    if config.sample_length:
+        report(f"writing a sample of {config.sample_length} tokens …")
+        sample = on_main(run.accelerator, lambda: None if model is None else write_sample(run, model))
     return Finished(folder, validation, sample)
 
 
@@ -70,27 +71,34 @@ def whole_model(run: Run) -> HierarchicalTransformer | None:
     return model.to(run.device)
 
 
-def validate_whole(run: Run, model: HierarchicalTransformer | None) -> float:
-    """Bits per byte of the validation text, each token predicted after `seq_len` others where there are as many."""
+def validate_whole(run: Run, model: HierarchicalTransformer | None, stop: Callable[[], bool]) -> float | None:
+    """Bits per byte of the validation text, each token predicted after `seq_len` others where there are as many.
+
+    None: it was asked to stop between two parts.
+    """
     config, corpus = run.config, run.split.validation
     sequences = config.final_validation_sequences
-    stop = len(corpus) if sequences is None else min(len(corpus), sequences * config.seq_len + 1)
+    end = len(corpus) if sequences is None else min(len(corpus), sequences * config.seq_len + 1)
     # parts that depend on the text alone, so that any number of processes gives the same figure
-    parts = min(max(stop // (PART_LENGTH * config.seq_len), 1), MOST_PARTS)
-    edges = [max(stop * i // parts, 1) for i in range(parts + 1)]
+    parts = min(max(end // (PART_LENGTH * config.seq_len), 1), MOST_PARTS)
+    edges = [max(end * i // parts, 1) for i in range(parts + 1)]
     # those that have the model share them
     processes = 1 if run.is_sharded else run.accelerator.num_processes
-    own = range(run.accelerator.process_index % processes, parts, processes)
     nats, tokens = 0.0, 0
-    if model is not None:
-        with run.autocast():
-            scores = [score(model, corpus, start=edges[i], stop=edges[i + 1]) for i in own]
-        nats, tokens = sum(scored.nats for scored in scores), sum(scored.tokens for scored in scores)
+    for first in range(0, parts, processes):
+        if stop():
+            return None
+        i = first + run.accelerator.process_index % processes
+        if model is not None and i < parts:
+            with run.autocast():
+                scored = score(model, corpus, start=edges[i], stop=edges[i + 1])
+            nats, tokens = nats + scored.nats, tokens + scored.tokens
     nats, counted = agreed_sums(run.accelerator, [nats, tokens])
     return bits(nats / counted) / corpus.bytes_per_token
 
 
-def save(run: Run, model: HierarchicalTransformer, folder: Path, validation: float | None) -> None:
+def save(run: Run, model: HierarchicalTransformer | None, folder: Path, validation: float | None) -> None:
+    assert model is not None  # on the main process
     figures: dict[str, str | float] = {"steps": run.step, "tokens": run.tokens}
     if validation is not None:
         figures["validation bits per byte"] = round(validation, 4)

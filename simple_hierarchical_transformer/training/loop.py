@@ -45,25 +45,33 @@ def train(
     config = replace(config, out=config.out.resolve())
     accelerator = make_accelerator(config)
     report = report if accelerator.is_main_process else ignore
-    text_tokenizer = load_tokenizer(config.tokenizer if tokenizer is None else tokenizer)
-    with accelerator.main_process_first():  # what one has prepared, the others find
-        split = load_split(
-            config.data,
-            config.seq_len,
-            tokenizer=text_tokenizer,
-            text_field=config.text_field,
-            separator=config.separator,
-            split=config.split_sizes,
-            cache=config.cache,
-            report=report,
+    if tokenizer is not None and config.tokenizer != TrainConfig.tokenizer:
+        raise ValueError(
+            f"tokenizer is given beside a configuration that names {config.tokenizer!r}: give one of the two"
         )
+    text_tokenizer = load_tokenizer(config.tokenizer if tokenizer is None else tokenizer)
+    split = load_split(
+        config.data,
+        config.seq_len,
+        tokenizer=text_tokenizer,
+        text_field=config.text_field,
+        separator=config.separator,
+        split=config.split_sizes,
+        cache=config.cache,
+        report=report,
+    )
     run = Run(config, accelerator, split, text_tokenizer)
     all_trackers = [*make_trackers(config.log), *trackers] if accelerator.is_main_process else []
     session = Session(run, report, Trackers(all_trackers))
-    session.open()
-    report(f"text: {split.description}: {megabytes(split.train)} to train, {megabytes(split.validation)} to validate")
-    report(f"model: {run.num_parameters / 1e6:.2f} M parameters, on {described(run)}")
-    return session.train()
+    try:
+        session.open()
+        report(
+            f"text: {split.description}: {megabytes(split.train)} to train, {megabytes(split.validation)} to validate"
+        )
+        report(f"model: {run.num_parameters / 1e6:.2f} M parameters, on {described(run)}")
+        return session.train()
+    finally:
+        session.close()
 
 
 def ignore(line: str) -> None:

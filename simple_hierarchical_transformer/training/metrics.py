@@ -25,21 +25,6 @@ def bits(nats: float) -> float:
     return nats / math.log(2)
 
 
-@torch.no_grad()
-def validate(model: nn.Module, batches: Iterable[Tensor], device: torch.device) -> float:
-    """Bits per byte of a byte model over windows `(b, n + 1)` of uint8: the mean over all `n` predicted bytes."""
-    nats, count = 0.0, 0
-    was_training = model.training
-    model.eval()
-    for batch in batches:
-        ids = batch.to(device).long()
-        logits = model(ids[:, :-1])
-        nats += F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum").item()
-        count += ids[:, 1:].numel()
-    model.train(was_training)
-    return bits(nats / count)
-
-
 def peak_memory(device: torch.device) -> int | None:
     """The most bytes that tensors took so far on a CUDA device, or else the process in main memory.
 
@@ -75,12 +60,15 @@ class MetricsLog:
             OSError: the disk is full, say
         """
         line = json.dumps(dict(record), allow_nan=False).encode() + b"\n"
-        with open(self.path, "ab+") as file:  # which writes at the end, wherever it has read
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    line = b"\n" + line
-            file.write(line)
+        try:
+            with open(self.path, "ab+") as file:  # which writes at the end, wherever it has read
+                if file.tell() > 0:
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        line = b"\n" + line
+                file.write(line)
+        except OSError as error:
+            raise OSError(f"{self.path} can't be written to ({error.strerror}): make room") from error
 
     def rewind(self, step: int) -> None:
         """Forget what came after a step, for a run that goes on from there.

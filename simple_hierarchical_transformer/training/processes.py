@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from .config import TrainConfig
 
+T = TypeVar("T")
 KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
 
@@ -61,6 +63,19 @@ def check_kind(accelerator: Accelerator, config: TrainConfig) -> None:
         )
     if kind is DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version != 2:
         raise ValueError("accelerate was set up for FSDP 1, but a run knows FSDP 2: add --fsdp_version 2")
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"accelerate was asked for {accelerator.gradient_accumulation_steps} steps of gradient accumulation: leave "
+            "that out, and cut batches into parts by --accumulate"
+        )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() != "no":
+        raise ValueError(f"accelerate was asked for the dynamo backend {backend}: leave that out, and use --compile")
+    if kind is DistributedType.FSDP and config.sample_every:
+        raise ValueError(
+            f"sample_every={config.sample_every} isn't there for a model that is shared out by FSDP, which writes at "
+            "the end only: leave --sample-every out"
+        )
     if kind is DistributedType.FSDP and config.average:
         raise ValueError(
             f"average={config.average} isn't there for a model that is shared out by FSDP: leave --average out, or use "
@@ -93,3 +108,25 @@ def from_main(accelerator: Accelerator, value: float) -> float:
     """The number that the main process has."""
     (agreed,) = agreed_sums(accelerator, [value if accelerator.is_main_process else 0.0])
     return agreed
+
+
+class MainProcessError(RuntimeError):
+    """The main process has failed at what it does for all, and says itself how."""
+
+
+def on_main(accelerator: Accelerator, do: Callable[[], T]) -> T | None:
+    """What the main process returns from a call that it makes alone, and None on the others.
+
+    Raises:
+        Exception: on the main process, what the call raises
+        MainProcessError: on all others then, so that none waits for it in vain
+    """
+    result, error = None, None
+    if accelerator.is_main_process:
+        try:
+            result = do()
+        except Exception as raised:
+            error = raised
+    if from_main(accelerator, float(error is not None)):
+        raise error or MainProcessError("the main process has failed: see what it says")
+    return result

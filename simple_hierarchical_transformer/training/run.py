@@ -68,6 +68,11 @@ class Run:
         self.seconds_before, self.started = seconds, time.perf_counter()
         self.batches: Iterator[Tensor] = batches_from(step, self.split.train, self.config, self.accelerator)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the configuration, as JSON, with the tokenizer that is used."""
+        return {**self.config.as_json(), "tokenizer": self.tokenizer.name}
+
     # how far it is
 
     @property
@@ -157,22 +162,23 @@ class Run:
             where = f"the first gradient that isn't finite is that of {gradient}" if gradient else "each is finite"
         else:
             where = self.first_module_not_finite(parts)
-        lrs = f"--adamw-lr ({self.config.adamw_lr})"
-        if self.config.optimizer == "muon":
-            lrs = f"--muon-lr ({self.config.hidden_lr}) and {lrs}"
         raise NonFiniteError(
             f"the {what.replace('_', ' ')} of step {self.step} is {value}, and {where}: training stopped before that "
-            f"step changed the model; lower {lrs}"
+            f"step changed the model; lower {self.rates()}"
         )
+
+    def rates(self) -> str:
+        adamw = f"--adamw-lr ({self.config.adamw_lr})"
+        return adamw if self.config.optimizer == "adamw" else f"--muon-lr ({self.config.hidden_lr}) and {adamw}"
 
     def first_module_not_finite(self, parts: list[Tensor]) -> str:
         plain = self.accelerator.unwrap_model(self.model)
-        for part in parts:
+        names = []
+        for part in parts:  # all of them on all processes, which may need each other's parts of the model
             with self.autocast():
-                name = first_module_not_finite(plain, partial(plain, part, return_loss=True))
-            if name is not None:
-                return f"the first module whose output isn't finite is {name}"
-        return "the output of every module is"
+                names.append(first_module_not_finite(plain, partial(plain, part, return_loss=True)))
+        name = next((name for name in names if name is not None), None)
+        return f"the first module whose output isn't finite is {name}" if name else "the output of every module is"
 
     # what it is worth
 
@@ -195,7 +201,10 @@ class Run:
             nats, tokens = cross_entropy_of(self.model if self.is_sharded else self.trained, own, self.device)
         if shares > 1:
             nats, tokens = agreed_sums(accelerator, [nats, tokens])
-        return bits(nats / tokens) / corpus.bytes_per_token
+        validation = bits(nats / tokens) / corpus.bytes_per_token
+        if not math.isfinite(validation):
+            raise NonFiniteError(f"the validation after step {self.step} is {validation}: lower {self.rates()}")
+        return validation
 
     @property
     def device(self) -> torch.device:

@@ -74,9 +74,7 @@ def read_state(path: Path) -> RunState:
         all(type(content[name]) is int and content[name] >= 0 for name in ("step", "tokens", "sequences"))
         and is_number(content["seconds"])
         and isinstance(content["data"], str)
-        and (
-            best is None or (isinstance(best, list) and len(best) == 2 and type(best[0]) is int and is_number(best[1]))
-        )
+        and (best is None or is_best(best))
         and all(is_numbers(content[name]) for name in ("since_log", "since_validation"))
         and all(isinstance(content[name], dict) for name in ("settings", "environment"))
     )

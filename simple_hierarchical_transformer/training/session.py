@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import FolderLock
 from .checkpoints import Checkpoints
 from .finish import finish
 from .finite import NonFiniteError
 from .metrics import MetricsLog, peak_memory
-from .processes import agreed_sums, from_main
+from .processes import MainProcessError, agreed_sums, on_main
 from .progress import ProgressBar
 from .run import Run
-from .run_folder import open_run_folder, reopen_run_folder
+from .run_folder import lock_run_folder, write_config
 from .sample import write_sample
 from .snapshot import checkpoint_files, restore
 from .stopping import StopSignals
@@ -58,77 +59,95 @@ class Session:
         self.trackers = trackers
         self.metrics = MetricsLog(run.config.out)
         self.checkpoints = Checkpoints(run.config.out, run.config.keep)
-        self.started_at = 0
+        self.started_at = self.saved_at = 0
+        self.lock: FolderLock | None = None
         self.train_bits_per_byte: float | None = None
 
     def open(self) -> None:
         """Make the folder of a new run, or go on with the one that is there."""
         config, run = self.config, self.run
+        self.lock = on_main(self.accelerator, lambda: lock_run_folder(config, self.report))
         found = self.checkpoints.newest(config.resume_fallback) if config.resume else None
         if found is not None:
             changes = restore(run, found)
             if changes:
                 self.report(f"the bits may differ from those of a run that wasn't stopped: {', '.join(changes)}")
         self.accelerator.wait_for_everyone()  # all have read before one writes
-        if self.is_main:
-            if config.resume:
-                reopen_run_folder(config)
-                self.checkpoints.sweep()
-                self.checkpoints.set_aside(after=run.step, report=self.report)
-                self.metrics.rewind(run.step)
-                self.report(
-                    f"going on from {found}" if found else "there is no checkpoint yet: starting at the beginning"
-                )
-            else:
-                open_run_folder(config, self.report)
-        self.started_at = run.step
-        self.accelerator.wait_for_everyone()
+        on_main(self.accelerator, lambda: self.tidy(found))
+        self.started_at = self.saved_at = run.step
+
+    def tidy(self, found: Path | None) -> None:
+        """Write the settings, and take away what came after the step to go on from."""
+        write_config(self.config)
+        if self.config.resume:
+            self.checkpoints.sweep()
+            self.checkpoints.set_aside(after=self.run.step, report=self.report)
+            self.metrics.rewind(self.run.step)
+            where = f"going on from {found}" if found else "there is no checkpoint yet: starting at the beginning"
+            self.report(where)
 
     def train(self) -> TrainResult:
         run = self.run
-        self.trackers.start(self.config.as_json(), self.config.out, run.step)
+        self.trackers.start(run.settings, self.config.out, run.step)
         status = "failed"
         try:
             with StopSignals() as signals:
-                stopped = self.take_steps(signals)
-            result = self.stopped(stopped) if stopped else self.finished()
+                stop = self.take_steps(signals)
+                result = self.stopped(stop) if stop else self.finished(signals)
             status = "interrupted" if result.interrupted else "finished"
             return result
+        except NonFiniteError as error:
+            steps = self.checkpoints.steps()
+            newest = f"the last good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else "there is none yet"
+            error.add_note(newest)
+            raise
         except CheckpointNotWrittenError:
             raise
         except (Exception, KeyboardInterrupt) as error:
             # in the middle of a step there is no state to save, and alone a process can't save that of all
-            is_together = self.accelerator.num_processes == 1 or isinstance(error, NonFiniteError)
-            if run.is_between_steps and run.step > self.started_at and is_together:
+            if run.is_between_steps and run.step > self.saved_at and self.accelerator.num_processes == 1:
                 self.save_after(error)
             raise
         finally:
             self.trackers.finish(status)
 
+    def close(self) -> None:
+        """Leave the folder to other processes."""
+        if self.lock is not None:
+            self.lock.release()
+
     def take_steps(self, signals: StopSignals) -> str | None:
         """Train to the end of the budget, or until a signal comes; the name of the signal."""
         run, config = self.run, self.config
         with ProgressBar(self.report, run.progress(run.step), disable=not self.is_main) as bar:
-            while not run.is_over:
-                figures = run.take_step()
+            is_last = run.is_over
+            # of a step that an error kept from being noted, in the sitting before
+            self.measure(bar, is_last)
+            while not is_last:
+                run.take_step()
                 bar.update(run.progress(run.step))
-                is_last = run.is_over
-                if run.step % config.log_every == 0 or is_last:
-                    self.log_training(bar, figures)
-                is_best = False
-                if run.step % config.validate_every == 0 or is_last:
-                    is_best = self.validate(bar)
-                if config.sample_every and config.sample_length and run.step % config.sample_every == 0 and not is_last:
+                is_last = run.is_over  # asked once: by the clock, it may be later the next time
+                is_best = self.measure(bar, is_last)
+                if config.sample_every and run.step % config.sample_every == 0 and not is_last:
                     self.show_sample(bar)
                 stop = self.wanted_stop(signals)
                 if run.step % config.checkpoint_every == 0 or is_best or is_last or stop:
                     self.save()
-                if stop and not is_last:
+                if stop:
                     return stop
         return None
 
+    def measure(self, bar: ProgressBar, is_last: bool) -> bool:
+        """Note what is due at this step and isn't noted yet; whether a validation is the best so far."""
+        run = self.run
+        if run.since_log.steps and (run.step % self.config.log_every == 0 or is_last):
+            self.log_training(bar)
+        if run.since_validation.steps and (run.step % self.config.validate_every == 0 or is_last):
+            return self.validate(bar)
+        return False
+
     def wanted_stop(self, signals: StopSignals) -> str | None:
-        """The signal that some process has received, by which all stop after the same step."""
+        """The signal that some process has received, by which all stop at the same place."""
         if self.accelerator.num_processes == 1:
             return signals.received
         (stopped,) = agreed_sums(self.accelerator, [float(signals.received is not None)])
@@ -136,14 +155,13 @@ class Session:
 
     # what is noted
 
-    def log_training(self, bar: ProgressBar, figures: dict[str, float]) -> None:
+    def log_training(self, bar: ProgressBar) -> None:
         run = self.run
         means = run.since_log.as_dict()
         bits_per_byte = run.bits_per_byte(run.since_log)
         memory = peak_memory(run.device)
         rate = (run.step - self.started_at) * self.config.tokens_per_step / (run.seconds - run.seconds_before)
         bar.show(means["loss"], bits_per_byte, rate, memory)
-        run.since_log.clear()
         self.note(
             **means,
             train_bits_per_byte=bits_per_byte,
@@ -151,18 +169,16 @@ class Session:
             tokens_per_second=round(rate, 1),
             **({} if memory is None else {"memory_bytes": memory}),
         )
+        run.since_log.clear()
 
     def validate(self, bar: ProgressBar) -> bool:
         """Validate on the fixed windows; whether it is the best so far."""
         run = self.run
-        if run.since_validation.steps:
-            self.train_bits_per_byte = run.bits_per_byte(run.since_validation)
-        run.since_validation.clear()
-        validation = run.validate()
-        bar.validation = validation
+        train = self.train_bits_per_byte = run.bits_per_byte(run.since_validation)
+        bar.validation = validation = run.validate()
         self.note(validation_bits_per_byte=validation)
-        train = "" if self.train_bits_per_byte is None else f"train {self.train_bits_per_byte:.3f}, "
-        bar.report(f"step {run.step}: {train}validation {validation:.3f} bits per byte")
+        run.since_validation.clear()
+        bar.report(f"step {run.step}: train {train:.3f}, validation {validation:.3f} bits per byte")
         if run.best is not None and validation >= run.best[1]:
             return False
         run.best = (run.step, validation)
@@ -170,16 +186,19 @@ class Session:
 
     def note(self, **figures: float) -> None:
         """Into metrics.jsonl, and to the trackers."""
-        if not self.is_main:
-            return
         record = {"tokens": self.run.tokens, "seconds": round(self.run.seconds, 3), **figures}
-        self.metrics.append({"step": self.run.step, **record})
-        self.trackers.log(self.run.step, record)
+
+        def write() -> None:
+            self.metrics.append({"step": self.run.step, **record})
+            self.trackers.log(self.run.step, record)
+
+        on_main(self.accelerator, write)
 
     def show_sample(self, bar: ProgressBar) -> None:
-        # the parts of a sharded model can't write by themselves
-        if self.is_main and not self.run.is_sharded:
-            bar.report(f"sample at step {self.run.step}:\n{write_sample(self.run, self.run.trained)}")
+        on_main(
+            self.accelerator,
+            lambda: bar.report(f"sample at step {self.run.step}:\n{write_sample(self.run, self.run.trained)}"),
+        )
 
     # what is kept
 
@@ -191,17 +210,15 @@ class Session:
         """
         run = self.run
         files = checkpoint_files(run)
-        path, problem = self.checkpoints.path(run.step), None
-        if self.is_main:
-            try:
-                self.checkpoints.save(run.step, files, run.best[0] if run.best else None)
-            except OSError as error:
-                problem = error
-        if from_main(self.accelerator, float(problem is not None)):
+        best = run.best[0] if run.best else None
+        try:
+            on_main(self.accelerator, lambda: self.checkpoints.save(run.step, files, best))
+        except (OSError, MainProcessError) as problem:
             raise CheckpointNotWrittenError(self.not_written(problem)) from problem
-        return path
+        self.saved_at = run.step
+        return self.checkpoints.path(run.step)
 
-    def not_written(self, problem: OSError | None) -> str:
+    def not_written(self, problem: Exception) -> str:
         steps = [step for step in self.checkpoints.steps() if step < self.run.step]
         good = (
             f"the newest one before, {self.checkpoints.path(steps[-1])}, is as good as it was"
@@ -221,6 +238,8 @@ class Session:
             error.add_note(str(second))
 
     def how_to_go_on(self) -> str:
+        if self.run.tokenizer.name != self.config.tokenizer:
+            return "train(config, tokenizer=…), with resume=True in the configuration and the same tokenizer"
         return f"hierarchical-transformer train --resume --out {shlex.quote(str(self.config.out))}"
 
     # how it ends
@@ -231,8 +250,13 @@ class Session:
         self.report(f"stopped by {signal} after {steps}: {path} holds them; go on with {self.how_to_go_on()}")
         return TrainResult(path, self.run.step, self.train_bits_per_byte, None, None, interrupted=True)
 
-    def finished(self) -> TrainResult:
-        done = finish(self.run, self.report, self.note, self.train_bits_per_byte)
+    def finished(self, signals: StopSignals) -> TrainResult:
+        done = finish(self.run, self.report, self.note, lambda: self.wanted_stop(signals) is not None)
+        if done is None:
+            return self.stopped(self.wanted_stop(signals) or "a signal")
+        if self.train_bits_per_byte is not None:
+            self.report(f"training: {self.train_bits_per_byte:.3f} bits per byte since the validation before the last")
+        done.show(self.run, self.report)
         return TrainResult(
             done.folder,
             self.run.step,

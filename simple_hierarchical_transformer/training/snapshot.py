@@ -35,6 +35,7 @@ FREE = frozenset(
         "sample_length", "checkpoint_every", "keep", "log_every", "log",
     }
 )  # fmt: skip
+FREE_BUT_FOR_BITS = ("steps", "tokens", "minutes", "accumulate", "compile")
 FREE_OF_MODEL = frozenset({"checkpoint_activations"})
 OPTIMIZER, WEIGHTS, RANDOM, SEEN = "optimizer/", "weights/", "random/", "averaged_steps"
 
@@ -77,7 +78,7 @@ def state_of(run: Run) -> RunState:
         best=run.best,
         since_log=run.since_log.sums,
         since_validation=run.since_validation.sums,
-        settings=run.config.as_json(),
+        settings=run.settings,
         environment=environment(run),
     )
 
@@ -121,10 +122,9 @@ def restore(run: Run, folder: Path) -> list[str]:
         set_random_state(part(tensors, RANDOM))  # last, since setting the rest may draw numbers
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(folder / TRAIN_FILE, str(error), REMEDY) from None
-    now = environment(run)
-    return [
-        f"{name} {was} → {now[name]}" for name, was in state.environment.items() if name in now and now[name] != was
-    ]
+    was = {**state.environment, **{name: state.settings.get(name) for name in FREE_BUT_FOR_BITS}}
+    now = {**environment(run), **{name: run.settings[name] for name in FREE_BUT_FOR_BITS}}
+    return [f"{name} {was[name]} → {now[name]}" for name in now if name in was and was[name] != now[name]]
 
 
 def check_fits(run: Run, folder: Path, state: RunState) -> None:
@@ -137,7 +137,7 @@ def check_fits(run: Run, folder: Path, state: RunState) -> None:
     if folder.name != f"step-{state.step:08d}":
         raise CheckpointError(folder / STATE_FILE, f"it is the state of step {state.step}", REMEDY)
     start = "start a run of its own with another --out"
-    for name, was, now in differing(state.settings, run.config.as_json()):
+    for name, was, now in differing(state.settings, run.settings):
         raise ValueError(
             f"resume: the run in {run.config.out} was started with {name} = {was}, not {now}: leave that as it was, or "
             f"{start}"

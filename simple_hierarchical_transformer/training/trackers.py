@@ -46,7 +46,7 @@ class Tracker(Protocol):
         """Called once, before the first step.
 
         Args:
-            config: the settings of the run, in the words and nesting of its `config.json`
+            config: the settings of the run, in the words and nesting of its `config.toml`
             folder: the folder of the run, which is there
             step: steps that earlier sessions have done, 0 for a new run. Figures of later steps may have been logged
                 before the run was interrupted; they come again, the same

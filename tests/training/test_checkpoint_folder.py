@@ -173,8 +173,17 @@ def test_a_kill_at_any_call_leaves_whole_checkpoints(tmp_path: Path) -> None:
         check_what_is_left(checkpoints)
         checkpoints.sweep()
         assert not [path for path in checkpoints.folder.iterdir() if is_beside(path)]
-        save_third(checkpoints)
+        if checkpoints.newest(fallback=False) != checkpoints.path(3):  # as a run does that goes on
+            save_third(checkpoints)
         assert checkpoints.newest(fallback=False) == checkpoints.path(3)
+
+
+def test_a_checkpoint_that_is_there_is_not_written_over(checkpoints: Checkpoints) -> None:
+    """Of two runs in one folder, one took the other's for its own."""
+    save_two(checkpoints)
+    with pytest.raises(FileExistsError, match="step-00000002 is there already"):
+        checkpoints.save(2, content(3), None)
+    assert holds(checkpoints.path(2)) == content(2)
 
 
 def test_a_folder_that_is_written_in_place_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -17,7 +18,6 @@ from .killing import Killer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
-LONGEST = 0.6  # seconds, about what a run takes
 LONGEST_SAVE = 0.03
 SAVES = 7  # that a run makes at least
 
@@ -49,7 +49,9 @@ def check_that_kills_change_nothing(killer: Killer, tmp_path: Path, kills: int, 
     """So many kills at random moments, and so many more that come within a save."""
     chance = random.Random(0)
     runs = Runs(tmp_path, **changes)
+    start = time.perf_counter()
     assert killer.run(runs.config("whole"))["status"] == 0
+    longest_run = time.perf_counter() - start
     figures, expected = read_figures(tmp_path / "whole"), weights(tmp_path / "whole")
 
     def check(name: str) -> None:
@@ -58,7 +60,7 @@ def check_that_kills_change_nothing(killer: Killer, tmp_path: Path, kills: int, 
         assert read_figures(tmp_path / name) == figures
 
     for number in range(kills):
-        killer.run(runs.config(f"run-{number}"), after=chance.uniform(0, LONGEST))
+        killer.run(runs.config(f"run-{number}"), after=chance.uniform(0, longest_run))
         check(f"run-{number}")
     names = (f"save-{number}" for number in count())
     for _ in range(in_saves):

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 
 from simple_hierarchical_transformer import HierarchicalTransformer
 from simple_hierarchical_transformer.evaluation.bits_per_byte import score
+from simple_hierarchical_transformer.files import RUN_MARK
 from simple_hierarchical_transformer.text.data import load_split
 from simple_hierarchical_transformer.training import ModelArguments, TrainConfig, checkpoints, loop
 from simple_hierarchical_transformer.training import run as run_module
@@ -61,7 +64,7 @@ def test_a_run_leaves_its_model_checkpoints_configuration_and_metrics(tiny_run: 
     run = tmp_path / "run"
     assert (result.steps, result.interrupted) == (3, False)
     assert result.folder == run / "model"
-    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.toml", "metrics.jsonl", "model"}
+    assert {path.name for path in run.iterdir()} == {RUN_MARK, "checkpoints", "config.toml", "metrics.jsonl", "model"}
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-00000002", "step-00000003"}
     assert "3 steps" in " ".join(lines) and f"saved: {result.folder}" in lines
 
@@ -153,8 +156,14 @@ def test_progress_is_that_of_the_budget_that_ends_first(
 def test_a_budget_of_time_ends_the_run(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**6))
     monkeypatch.setattr(run_module.time, "perf_counter", lambda: float(next(clock)))
-    result = train(tiny_run(steps=None, minutes=1), report=ignore)
+    config = tiny_run(steps=None, minutes=1, checkpoint_every=10**6, validate_every=10**6, log_every=10**6)
+    result = train(config, report=ignore)
     assert 0 < result.steps < 60
+    # whatever the clock says while these are made
+    assert (config.out / "checkpoints" / f"step-{result.steps:08d}").is_dir()
+    assert [set(record) & {"loss", "validation_bits_per_byte"} for record in read_figures(config.out)][:2] == [
+        {"loss"}, {"validation_bits_per_byte"},
+    ]  # fmt: skip
 
 
 def test_the_shortest_budget_is_enough_for_one_step(tiny_run: MakeRun) -> None:
@@ -230,20 +239,26 @@ def test_what_is_not_finite_stops_the_run_before_the_model_changes(
                 loss = loss * torch.nan if broken == "loss" else loss + (loss - loss.detach()).sqrt()
             return loss, losses
 
-    train(tiny_run(steps=1, validate_every=1, cooldown=0.0, out=tmp_path / "good"), report=ignore)
     monkeypatch.setattr(run_module, "HierarchicalTransformer", Diverging)
     what = "loss" if broken == "loss" else "gradient norm"
     where = "the output of every module is" if broken == "loss" else "the first gradient that isn't finite is that of"
     message = rf"the {what} of step 1 is (nan|inf), and {where}.*lower --muon-lr \(0.02\) and --adamw-lr"
     with pytest.raises(NonFiniteError, match=message) as caught:
-        train(tiny_run(cooldown=0.0), report=ignore)
+        train(tiny_run(checkpoint_every=1), report=ignore)
     path = tmp_path / "run" / "checkpoints" / "step-00000001"
-    assert caught.value.__notes__ == [
-        f"the last good checkpoint is {path}: go on with hierarchical-transformer train --resume --out "
-        f"{tmp_path / 'run'}"
-    ]
+    assert caught.value.__notes__ == [f"the last good checkpoint is {path}"]
+    monkeypatch.undo()
+    train(tiny_run(out=tmp_path / "good", checkpoint_every=1), report=ignore)
     good = weights(tmp_path / "good" / "checkpoints" / "step-00000001")
     assert all(torch.equal(tensor, good[name]) for name, tensor in weights(path).items())
+
+
+def test_a_model_that_is_not_finite_any_more_is_not_saved(tiny_run: MakeRun, tmp_path: Path) -> None:
+    """It was saved as the last good one, with infinite weights."""
+    with pytest.raises(NonFiniteError, match=r"the validation after step 1 is (nan|inf): lower --muon-lr") as caught:
+        train(tiny_run(steps=1, muon_lr=1e38, adamw_lr=1e38, warmup=0.0), report=ignore)
+    assert caught.value.__notes__ == ["there is none yet"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_the_first_module_that_is_not_finite_is_named(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,20 +332,64 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(
     assert read_figures(config.out) == read_figures(tmp_path / "whole")
 
 
-def test_an_error_in_the_middle_of_a_run_loses_no_step(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk was full, or the reader of the output had gone: two steps of work were lost."""
+def test_an_error_in_the_middle_of_a_run_loses_no_step(
+    tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full, or the reader of the output had gone: two steps of work were lost, or what they had noted."""
+    train(tiny_run(out=tmp_path / "whole"), report=ignore)
+    append = MetricsLog.append
 
     def full(self: MetricsLog, record: Mapping[str, float]) -> None:
         if record["step"] == 2:
             raise OSError(28, "No space left on device")
+        append(self, record)
 
-    monkeypatch.setattr(MetricsLog, "append", full)
     config = tiny_run()
-    with pytest.raises(OSError, match="No space left") as caught:
-        train(config, report=ignore)
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "append", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            train(config, report=ignore)
     path = config.out / "checkpoints" / "step-00000002"
     assert f"the last good checkpoint is {path}" in caught.value.__notes__[0]
     HierarchicalTransformer.from_pretrained(path)
+    train(tiny_run(resume=True), report=ignore)
+    assert read_figures(config.out) == read_figures(tmp_path / "whole")
+
+
+def test_a_signal_at_the_end_is_heard_too(tiny_run: MakeRun, tmp_path: Path) -> None:
+    tracker = Recorder(at=3, do=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    result = train(tiny_run(), report=ignore, trackers=[tracker])
+    assert (result.interrupted, result.steps, tracker.status) == (True, 3, "interrupted")
+    assert train(tiny_run(resume=True), report=ignore).steps == 3
+
+
+GROUP = """
+import os, signal, sys
+from pathlib import Path
+from simple_hierarchical_transformer.training import ModelArguments, TrainConfig, loop
+
+class Stop:
+    def start(self, *_): pass
+    def log(self, step, metrics):
+        if step == 3:
+            os.killpg(0, signal.SIGTERM)
+    def finish(self, *_): pass
+
+model = ModelArguments(dim=16, depth=1, heads=2, dim_head=8, window_sizes=(8, None))
+config = TrainConfig(data=(sys.argv[1],), out=Path(sys.argv[2]) / "run", steps=6, seq_len=32, batch_size=2, workers=2,
+                     log_every=1, device="cpu", model=model)
+print(loop.train(config, report=lambda line: None, trackers=[Stop()]).interrupted)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="this system has no groups of processes")
+def test_a_signal_to_all_processes_leaves_those_that_read_batches_alone(text_file: Path, tmp_path: Path) -> None:
+    """Ctrl-C reached them as well; they died of it, and the run of that."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROUP, str(text_file), str(tmp_path)],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2], start_new_session=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_a_mistake_is_found_before_an_earlier_run_is_moved(tiny_run: MakeRun, tmp_path: Path) -> None:
@@ -412,9 +471,8 @@ def test_samples_are_shown_every_so_often(tiny_run: MakeRun) -> None:
     assert [line.split(":")[0] for line in lines if line.startswith("sample at")] == [
         "sample at step 1", "sample at step 2",
     ]  # fmt: skip
-    silent: list[str] = []
-    train(tiny_run(sample_every=1, sample_length=0), report=silent.append)
-    assert not any(line.startswith("sample") for line in silent)
+    with pytest.raises(ValueError, match="sample_every=1 has no effect without sample_length above 0"):
+        tiny_run(sample_every=1, sample_length=0)
 
 
 def test_a_tokenizer_of_ones_own_is_trained_with(tiny_run: MakeRun) -> None:
@@ -431,7 +489,18 @@ def test_a_tokenizer_of_ones_own_is_trained_with(tiny_run: MakeRun) -> None:
         return sum(map(ord, word)) % 300
 
     config = tiny_run(steps=2, seq_len=16)
+    lines: list[str] = []
+    stop = Recorder(at=1, do=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    train(config, report=lines.append, trackers=[stop], tokenizer=Words())
+    assert lines[-1].endswith(
+        "go on with train(config, tokenizer=…), with resume=True in the configuration and the same tokenizer"
+    )
+    config = tiny_run(steps=2, seq_len=16, resume=True)
+    with pytest.raises(ValueError, match=r"was started with tokenizer = .*Words, not bytes"):
+        train(config, report=ignore)
     result = train(config, report=ignore, tokenizer=Words())
+    with pytest.raises(ValueError, match="tokenizer is given beside a configuration that names 'gpt2'"):
+        train(tiny_run(tokenizer="gpt2"), report=ignore, tokenizer=Words())
     model = HierarchicalTransformer.from_pretrained(result.folder)
     assert model.num_tokens == 300
     # a word and its space are four bytes or so, and the figure is per byte

@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from simple_hierarchical_transformer import files
-from simple_hierarchical_transformer.training.metrics import MetricsLog, peak_memory, read_metrics, validate
+from simple_hierarchical_transformer.training.metrics import (
+    MetricsLog,
+    bits,
+    cross_entropy_of,
+    peak_memory,
+    read_metrics,
+)
 
 
 class Uniform(nn.Module):
@@ -37,18 +43,20 @@ class Certain(nn.Module):
 
 def test_a_model_that_knows_nothing_needs_eight_bits_per_byte() -> None:
     batch = torch.randint(256, (2, 5), dtype=torch.uint8)
-    assert validate(Uniform(), [batch], torch.device("cpu")) == pytest.approx(8)
+    nats, tokens = cross_entropy_of(Uniform(), [batch], torch.device("cpu"))
+    assert (bits(nats / tokens), tokens) == (pytest.approx(8), 2 * 4)
 
 
 def test_validation_is_a_mean_over_bytes_not_over_batches() -> None:
     easy, hard = torch.full((3, 4), 7, dtype=torch.uint8), torch.full((1, 4), 9, dtype=torch.uint8)
-    assert validate(Certain(), [easy, hard], torch.device("cpu")) == pytest.approx(8 / 4)
+    nats, tokens = cross_entropy_of(Certain(), [easy, hard], torch.device("cpu"))
+    assert bits(nats / tokens) == pytest.approx(8 / 4)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_validation_leaves_the_mode_of_the_model_as_it_was(training: bool) -> None:
     model = Uniform().train(training)
-    validate(model, [torch.zeros(1, 2, dtype=torch.uint8)], torch.device("cpu"))
+    cross_entropy_of(model, [torch.zeros(1, 2, dtype=torch.uint8)], torch.device("cpu"))
     assert model.training is training
 
 

@@ -151,6 +151,8 @@ def test_a_batch_that_cannot_be_shared_is_refused(tiny_run: MakeRun, monkeypatch
             "true",
             "asked for FSDP, which it leaves out for one process and on CPUs: start",
         ),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "asked for 4 steps of gradient accumulation: leave that out"),
+        ("ACCELERATE_DYNAMO_BACKEND", "EAGER", "asked for the dynamo backend EAGER: leave that out, and use --compile"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", "asked for mixed precision fp16, and the run for float32: leave the"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "asked for mixed precision bf16, and the run for float32: leave the"),
     ],
@@ -161,3 +163,20 @@ def test_what_accelerate_was_asked_for_and_a_run_does_not_do_is_refused(
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=message):
         train(tiny_run(), report=ignore)
+
+
+def test_where_the_main_process_fails_the_others_do_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = processes.make_accelerator(TrainConfig(device="cpu"))
+
+    def broken() -> None:
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        processes.on_main(accelerator, broken)
+    assert processes.on_main(accelerator, lambda: 3) == 3
+    # on another process, that it has failed comes as a sum
+    monkeypatch.setattr(processes.Accelerator, "is_main_process", False)
+    assert processes.on_main(accelerator, broken) is None
+    monkeypatch.setattr(processes, "from_main", lambda accelerator, value: 1.0)
+    with pytest.raises(processes.MainProcessError, match="see what it says"):
+        processes.on_main(accelerator, broken)

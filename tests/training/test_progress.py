@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import time
 from io import StringIO
 from types import SimpleNamespace
 
@@ -147,13 +146,3 @@ def test_a_disabled_bar_shows_nothing_and_reports_all_the_same(log_file: LogFile
         bar.report("a line")
     assert lines == ["a line"]
     assert log_file.getvalue() == ""
-
-
-def test_a_state_that_is_not_drawn_costs_next_to_nothing(log_file: LogFile) -> None:
-    with ProgressBar(ignore) as bar:
-        started = time.perf_counter()
-        for step in range(1000):
-            bar.show(loss=1.9, bits_per_byte=2.5, tokens_per_second=12345, memory=10**9)
-            bar.update(step / 1000)
-        seconds = (time.perf_counter() - started) / 1000
-    assert seconds < 1e-3  # it is some ten microseconds; a step is hundreds of milliseconds

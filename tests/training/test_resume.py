@@ -104,6 +104,18 @@ def test_a_damaged_checkpoint_is_refused_and_the_newest_whole_one_offered(checkp
     assert path_of(config, 6).is_dir() and aside.is_dir()
 
 
+def test_a_run_in_the_folder_of_its_data_is_not_read_as_text(
+    tiny_run: MakeRun, text_file: Path, tmp_path: Path
+) -> None:
+    """Its own metrics were: no run could go on, or be started, on that folder any more."""
+    data = tmp_path / "data"
+    data.mkdir()
+    text_file.rename(data / "text.txt")
+    for resume in (False, True, False):
+        result = train(tiny_run(data=[str(data)], out=data / "run", resume=resume), report=ignore)
+    assert (data / "run.1").is_dir() and "1 file" in (result.folder / "README.md").read_text()
+
+
 # what is refused
 
 
@@ -139,7 +151,10 @@ def test_other_data_are_refused_wherever_they_lie(checkpointed: MakeRun, text_fi
 
 def test_settings_that_decide_nothing_may_change(checkpointed: MakeRun, tmp_path: Path) -> None:
     model = ModelArguments(**TINY_MODEL, checkpoint_activations=True)
-    result = train(checkpointed(resume=True, steps=8, accumulate=2, keep=1, workers=1, model=model), report=ignore)
+    config = checkpointed(resume=True, steps=8, accumulate=2, keep=1, workers=1, model=model)
+    lines: list[str] = []
+    result = train(config, report=lines.append)
+    assert "the bits may differ from those of a run that wasn't stopped: steps 6 → 8, accumulate 1 → 2" in lines
     assert result.steps == 8
     assert "steps = 8" in (tmp_path / "run" / "config.toml").read_text()
 
