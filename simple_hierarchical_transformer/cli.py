@@ -14,11 +14,10 @@ from . import __version__, commands
 from .commands import COMMAND, fail
 from .flags import unrecognized
 from .generation import BACKENDS
-from .training.config import TrainConfig
 
 # these read their flags themselves, since tyro isn't installed everywhere
 FROM_DATACLASSES = {"train": commands.train, "describe": commands.describe}
-PARTS = ("validation", "test", "train")
+PARTS = ("all", "validation", "test", "train")
 Command = Callable[[dict[str, Any]], int]
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
 
@@ -134,17 +133,17 @@ def add_evaluate(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--data",
         nargs="+",
-        default=(),
         metavar="PATH",
-        help="files, folders and globs, or hf:NAME; the default: the library of this Python",
+        help="files, folders and globs, or hf:NAME; the default: what the run was trained on, or the library of this "
+        "Python",
     )
     parser.add_argument("--split", help="bytes to train on, to validate on and to test on, such as 90e6,5e6,5e6")
-    parser.add_argument("--part", choices=PARTS, default=PARTS[0], help="part of the text")
-    parser.add_argument("--text-field", default=TrainConfig.text_field, help="field of .jsonl lines with the text")
+    parser.add_argument("--part", choices=PARTS, help="the default: all of --data without --split, else validation")
+    parser.add_argument("--text-field", help="field of .jsonl lines with the text")
     parser.add_argument("--separator", type=length, help="id between two documents")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="folder for text that has to be prepared")
     parser.add_argument("--batch-size", type=int, default=16, help="rows of text that are read side by side")
-    parser.add_argument("--limit", type=int, metavar="TOKENS", help="evaluate the first so many tokens only")
+    parser.add_argument("--limit", type=int, metavar="TOKENS", help="evaluate so many tokens, spread over the text")
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="as JSON, not as a table")
     parser.add_argument(

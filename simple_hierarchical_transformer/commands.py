@@ -19,14 +19,15 @@ from .describe import DescribeArguments, saved_arguments
 from .describe import describe as describe_model
 from .flags import Sources, read_flags
 from .sampling import Sampling
-from .text.data import load_split
+from .text.corpus import Corpus
+from .text.data import load_split, load_whole
 from .text.extras import missing_extra
 from .text.printing import TextStream, check_byte_model, prompt_ids
 from .text.tokenizer import TextTokenizer, find_tokenizer
 from .training.checkpoints import Checkpoints
 from .training.config import TrainConfig, as_split
-from .training.run_folder import MODEL_FOLDER
-from .training.settings import MODEL
+from .training.run_folder import CONFIG_FILE, MODEL_FOLDER
+from .training.settings import MODEL, read_toml
 
 COMMAND = "hierarchical-transformer"
 TRAIN_EXTRA = {"accelerate", "tqdm", "tomli_w"}
@@ -182,19 +183,7 @@ def evaluate(options: Mapping[str, Any]) -> int:
 
     folder = find_model(options["model"])
     model = HierarchicalTransformer.from_pretrained(folder)
-    split = load_split(
-        options["data"],
-        model.seq_len,
-        tokenizer=find_tokenizer(folder),
-        text_field=options["text_field"],
-        separator=options["separator"],
-        split=None if options["split"] is None else as_split(options["split"]),
-        cache=options["cache"],
-        report=report_aside,
-    )
-    corpus = {"train": split.train, "validation": split.validation, "test": split.test}[options["part"]]
-    if corpus is None:
-        raise ValueError("--part test: the text has no such part: say with --split where it stands")
+    corpus, what = text_to_evaluate(options, folder, model.seq_len)
     evaluation = evaluate_model(
         move(model, options["device"]),
         corpus,
@@ -202,8 +191,30 @@ def evaluate(options: Mapping[str, Any]) -> int:
         limit=options["limit"],
         ablate=options["ablate"],
     )
+    report_aside(f"text: {what}, {len(corpus):,} tokens")
     print(json.dumps(evaluation.as_dict(), indent=2) if options["json"] else evaluation.table())
     return 0
+
+
+def text_to_evaluate(options: Mapping[str, Any], folder: Path, seq_len: int) -> tuple[Corpus, str]:
+    """The text that the options name, or else the validation text of the model's run, and words that say which."""
+    settings = {name: options[name] for name in ("data", "split", "text_field", "separator", "cache")}
+    given = {name: value for name, value in settings.items() if value is not None}
+    run = Path(options["model"]) / CONFIG_FILE
+    if "data" not in given and run.is_file():
+        given = {name: value for name, value in read_toml(run).items() if name in settings} | given
+    paths, split = given.pop("data", ()), given.pop("split", None)
+    part = options["part"] or ("all" if options["data"] and split is None else "validation")
+    given |= {"tokenizer": find_tokenizer(folder), "report": report_aside}
+    given = {name: value for name, value in given.items() if value is not None}
+    if part == "all":
+        corpus, what = load_whole(paths, **given)
+        return corpus, f"all of {what}"
+    found = load_split(paths, seq_len, split=None if split is None else as_split(split), **given)
+    of_part = {"train": found.train, "validation": found.validation, "test": found.test}[part]
+    if of_part is None:
+        raise ValueError("--part test: the text has no such part: say with --split where it stands")
+    return of_part, f"the {part} part of {found.description}"
 
 
 def report_aside(line: str) -> None:

@@ -20,7 +20,7 @@ from simple_hierarchical_transformer import HierarchicalTransformer, __version__
 from simple_hierarchical_transformer.describe import DescribeArguments
 from simple_hierarchical_transformer.evaluation import evaluate
 from simple_hierarchical_transformer.flags import Sources, attributes_of
-from simple_hierarchical_transformer.text.data import load_split
+from simple_hierarchical_transformer.text.data import load_split, load_whole
 from simple_hierarchical_transformer.training import ModelArguments, TrainConfig
 from simple_hierarchical_transformer.training import loop as training_loop
 from simple_hierarchical_transformer.training import plot as plot_module
@@ -128,6 +128,7 @@ def test_flags_reach_the_run_and_all_others_keep_their_default(configured: Calla
         "--cooldown 0.2 --final-lr 0.3 --clip-norm 2 --average 0.9 --precision bfloat16 --compile --device cpu "
         "--workers 2 --seed 7 --validate-every 9 --validation-sequences 8 --final-validation-sequences 6 "
         "--sample-every 5 --sample-length 1 --checkpoint-every 11 --keep 2 --log-every 3 --log wandb trackio "
+        "--checkpoint-minutes none "
         "--dim 16 32 --depth 2 --heads 3 --dim-head 8 --ff-mult 2.5 --hierarchies 1 4 --stride 1 2 "
         "--window-sizes none 8 --prophet-loss-weight 0.2 --checkpoint-activations"
     )
@@ -141,7 +142,7 @@ def test_flags_reach_the_run_and_all_others_keep_their_default(configured: Calla
         **{"warmup": 0.1, "cooldown": 0.2, "final_lr": 0.3, "clip_norm": 2.0, "average": 0.9, "device": "cpu"},
         **{"precision": "bfloat16", "compile": True, "workers": 2, "seed": 7, "validate_every": 9, "keep": 2},
         **{"validation_sequences": 8, "final_validation_sequences": 6, "sample_every": 5, "sample_length": 1},
-        **{"checkpoint_every": 11, "log_every": 3, "log": ("wandb", "trackio")},
+        **{"checkpoint_every": 11, "checkpoint_minutes": None, "log_every": 3, "log": ("wandb", "trackio")},
         model=ModelArguments(
             **{"dim": (16, 32), "depth": 2, "heads": 3, "dim_head": 8, "ff_mult": 2.5, "hierarchies": (1, 4)},
             **{"hierarchical_stride": (1, 2), "window_sizes": (None, 8), "prophet_loss_weight": 0.2},
@@ -495,7 +496,11 @@ def test_evaluating_shows_what_the_library_says(text_file: Path, tmp_path: Path,
     model.save_pretrained(tmp_path / "model")
     arguments = ("evaluate", "--model", tmp_path / "model", "--data", text_file, "--device", "cpu")
     split = load_split([text_file], model.seq_len)
-    assert run(*arguments) == (0, f"{evaluate(model, split.validation).table()}\n", "")
+    validation = (0, f"{evaluate(model, split.validation).table()}\n")
+    assert run(*arguments, "--part", "validation")[:2] == validation
+    whole, what = load_whole([text_file])
+    expected = (f"{evaluate(model, whole).table()}\n", f"text: all of {what}, {len(whole):,} tokens\n")
+    assert run(*arguments) == (0, *expected)
     others = ("--split", "3e3,500,100", "--part", "test", "--limit", 50, "--batch-size", 2, "--json", "--no-ablation")
     status, shown, _ = run(*arguments, *others)
     split = load_split([text_file], model.seq_len, split=(3000, 500, 100))
@@ -506,11 +511,25 @@ def test_evaluating_shows_what_the_library_says(text_file: Path, tmp_path: Path,
     )
 
 
+def test_a_run_is_evaluated_on_what_it_was_validated_on(text_file: Path, tmp_path: Path, run: Command) -> None:
+    out = tmp_path / "run"
+    settings = ("--split", "3e3,500,100", *SHORT, *TINY)
+    assert run("train", "--data", text_file, "--out", out, *settings)[0] == 0
+    model = HierarchicalTransformer.from_pretrained(out / "model")
+    split = load_split([text_file], model.seq_len, split=(3000, 500, 100))
+    for part, corpus in (("validation", split.validation), ("test", split.test)):
+        assert corpus is not None
+        status, shown, errors = run("evaluate", "--model", out, "--part", part, "--device", "cpu")
+        assert (status, shown) == (0, f"{evaluate(model, corpus).table()}\n")
+        assert f"text: the {part} part of {text_file}" in errors
+    assert run("evaluate", "--model", out, "--device", "cpu")[1] == f"{evaluate(model, split.validation).table()}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("--part test", "--part test: the text has no such part: say with --split where it stands"),
-        ("--part all", "argument --part: invalid choice: 'all'"),
+        ("--part none", "argument --part: invalid choice: 'none'"),
         ("--split 1,2", "split must be three whole numbers, none below 0, got '1,2'"),
         ("--limit 0", "limit must be at least 1, got 0"),
         ("--bath-size 3", "unrecognized arguments: --bath-size 3; the nearest flag is --batch-size; see"),
@@ -618,7 +637,9 @@ def test_training_that_diverges_ends_in_one_line_and_status_one(
     monkeypatch.setattr(training_loop.Run, "take_step", diverge)
     status, _, errors = run("train", "--data", text_file, "--out", tmp_path / "run", *SHORT, *TINY)
     assert status == 1
-    assert errors.splitlines()[-1] == "hierarchical-transformer: error: the loss of step 3 is nan"
+    assert errors.splitlines()[-1] == (
+        "hierarchical-transformer: error: the loss of step 3 is nan; there is no checkpoint yet"
+    )
 
 
 def test_an_interruption_outside_of_training_is_no_traceback(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:

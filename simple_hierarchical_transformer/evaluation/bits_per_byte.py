@@ -30,6 +30,8 @@ from ..validation import shown, whole
 
 CHUNK = 512  # tokens of a row that are read at once: as fast as longer ones, in less memory
 MOST_LOGITS = 1 << 25  # that are held at once
+LONG_PART, SHORT_PART = 64, 4  # sequences: with room for many rows side by side, and worth reading one before it
+MOST_PARTS = 64
 WORTH_A_ROW = 4  # contexts that a row must score, to be worth reading one
 
 
@@ -266,3 +268,19 @@ def check_known(ids: Tensor, model: HierarchicalTransformer) -> None:
             f"corpus holds the id {int(ids[unknown][0])}, but the model knows ids from 0 to {model.num_tokens - 1}: "
             "tokenise it with the model's vocabulary"
         )
+
+
+def spread(length: int, limit: int | None, seq_len: int) -> list[tuple[int, int]]:
+    """The ranges of a text that are scored: all of it in parts, or `limit` tokens in parts that are spread evenly.
+
+    They depend on these numbers alone, so that any number of processes gives the same figure.
+    """
+    count = length if limit is None else min(limit, length)
+    shortest = LONG_PART * seq_len if count == length else SHORT_PART * seq_len
+    parts = min(max(count // shortest, 1), MOST_PARTS)
+    sizes = [count * (i + 1) // parts - count * i // parts for i in range(parts)]
+    gaps = [(length - count) * (i + 1) // (parts + 1) for i in range(parts)]
+    starts = [gap + sum(sizes[:i]) for i, gap in enumerate(gaps)]
+    # the first token of a text has nothing before it
+    ranges = [(max(start, 1), start + size) for start, size in zip(starts, sizes, strict=True)]
+    return [(start, stop) for start, stop in ranges if start < stop]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 from torch import Tensor
 
 from ..model import HierarchicalTransformer
 from ..validation import flag, whole
-from .bits_per_byte import Score, Text, as_text, score
+from .bits_per_byte import Score, Text, as_text, score, spread
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def evaluate(
     Args:
         corpus: a text, as of training, or ids (n,); those of type uint8 count as bytes, others have no bits per byte.
         batch_size: rows that run side by side.
-        limit: score so many tokens from the start at most; all by default.
+        limit: score so many tokens at most, in parts that are spread over the text; all by default.
         ablate: whether to score with merges ablated, too.
 
     Raises:
@@ -103,11 +105,18 @@ def evaluate(
             out of range.
     """
     text = as_text(corpus)
-    stop = len(text) if limit is None else min(whole("limit", limit, least=1) + 1, len(text))
+    ranges = spread(len(text), None if limit is None else whole("limit", limit, least=1), model.seq_len)
+
+    def score_all(ablate: bool | int) -> Score:
+        scores = [score(model, text, start=a, stop=b, batch_size=batch_size, ablate=ablate) for a, b in ranges]
+        if not scores:
+            raise ValueError(f"the text has {len(text)} tokens, and the first isn't scored: give at least two")
+        return reduce(add, scores)
+
     names: dict[str, bool | int] = {}
     if flag("ablate", ablate) and len(model.config.streams) > 1:
         predict = model.config.predict_stream
         names |= {f"stream {s.compress_factor}": s.compress_factor for s in model.config.streams if s is not predict}
         names["all merges"] = True
-    ablated = {name: score(model, text, stop=stop, batch_size=batch_size, ablate=what) for name, what in names.items()}
-    return Evaluation(score(model, text, stop=stop, batch_size=batch_size), ablated, text.bytes_per_token)
+    ablated = {name: score_all(what) for name, what in names.items()}
+    return Evaluation(score_all(False), ablated, text.bytes_per_token)

@@ -124,7 +124,7 @@ def cached(
         folder.mkdir(parents=True, exist_ok=True)
         clear_abandoned(folder)
     # of several processes that need it one makes it, and the others find it
-    lock = FolderLock(path.with_suffix(".lock"))
+    lock = FolderLock(path.with_name(f".{path.stem}.lock"))
     with named_errors(folder):
         lock.take(wait=True)
     try:

@@ -20,7 +20,7 @@ from .corpus import Corpus
 from .digests import digest_json
 from .loading import Loaded, load_bytes, load_tokens
 from .sources import Source, list_sources, standard_library
-from .splitting import PARTS, TEST, TRAIN, VALIDATION
+from .splitting import PARTS, TEST, TRAIN, UNSPLIT, VALIDATION
 from .tokenizer import BYTES, TextTokenizer
 
 
@@ -82,13 +82,8 @@ def load_split(
     """
     tokenizer = tokenizer or BYTES
     num_tokens = vocabulary(tokenizer, separator)
-    cache = default_cache() if cache is None else cache.absolute()
-    what = ", ".join(map(str, paths)) if paths else "the standard library of this Python"
-    sources = without_cache(list_sources(paths), cache) if paths else list(standard_library())
-    if tokenizer.is_bytes and separator is None:
-        loaded = load_bytes(sources, split, seq_len + 1, text_field, cache, report)
-    else:
-        loaded = load_tokens(sources, split, tokenizer, separator, text_field, cache, report)
+    what = described(paths)
+    loaded = load(paths, seq_len, tokenizer, text_field, separator, split, cache, report)
     check_lengths(loaded, what, seq_len, split)
     return Split(
         train=loaded.parts[TRAIN],
@@ -98,6 +93,49 @@ def load_split(
         fingerprint=digest_json([tokenizer.fingerprint, num_tokens, separator, split, loaded.identity]),
         num_tokens=num_tokens,
     )
+
+
+def load_whole(
+    paths: Sequence[str | Path],
+    *,
+    tokenizer: TextTokenizer | None = None,
+    text_field: str = "text",
+    separator: int | None = None,
+    cache: Path | None = None,
+    report: Callable[[str], None] = say_nothing,
+) -> tuple[Corpus, str]:
+    """All of a text, unsplit, and words that say what it is; the arguments are those of `load_split`.
+
+    Raises:
+        OSError, ValueError: no text, or it can't be read or prepared
+    """
+    tokenizer = tokenizer or BYTES
+    vocabulary(tokenizer, separator)
+    loaded = load(paths, 1, tokenizer, text_field, separator, UNSPLIT, cache, report)
+    if len(loaded.parts[TRAIN]) < 2:
+        raise ValueError(f"data: {described(paths)} holds fewer than two tokens: name a text that is longer")
+    return loaded.parts[TRAIN], f"{described(paths)} ({loaded.files:,} file{'s' * (loaded.files != 1)})"
+
+
+def load(
+    paths: Sequence[str | Path],
+    seq_len: int,
+    tokenizer: TextTokenizer,
+    text_field: str,
+    separator: int | None,
+    split: tuple[int, int, int] | None,
+    cache: Path | None,
+    report: Callable[[str], None],
+) -> Loaded:
+    cache = default_cache() if cache is None else cache.absolute()
+    sources = without_cache(list_sources(paths), cache) if paths else list(standard_library())
+    if tokenizer.is_bytes and separator is None:
+        return load_bytes(sources, split, seq_len + 1, text_field, cache, report)
+    return load_tokens(sources, split, tokenizer, separator, text_field, cache, report)
+
+
+def described(paths: Sequence[str | Path]) -> str:
+    return ", ".join(map(str, paths)) if paths else "the standard library of this Python"
 
 
 def vocabulary(tokenizer: TextTokenizer, separator: int | None) -> int:

@@ -12,6 +12,7 @@ TRAIN, VALIDATION, TEST = range(3)
 PARTS = ("training", "validation", "test")
 VALIDATION_SHARE = 20  # one file, or byte, in twenty
 FEW_FILES = 20
+UNSPLIT = (0, 0, 0)  # stands for a text that is one part, the first
 
 Shares = list[list[Share]]  # of each source, in its order
 
@@ -34,6 +35,8 @@ def share_out(
         if not size and source.named_by_user:
             raise ValueError(f"data: {source.path} is empty: leave it out, or name a file that holds text")
     total = sum(sizes)
+    if split == UNSPLIT:
+        return share_by_position(sizes, (total, 0, 0))
     if split is not None:
         if sum(split) > total:
             raise ValueError(

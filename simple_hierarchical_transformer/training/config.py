@@ -38,6 +38,9 @@ class ModelArguments:
         hierarchies: compress factor of each stream
         hierarchical_stride: stride of each stream
         window_sizes: previous tokens that are attended to, of all streams or of each, or none for all of them
+        recon_loss_weight: weight of what coarse streams learn by telling what they summarise
+        hierarchical_ar_loss_weight: weight of what they learn by predicting their next disjoint token
+        next_latent_loss_weight: weight of what streams learn by predicting their next latents, of all or of each
         prophet_loss_weight: let coarse streams predict the next tokens, so that they can draft them
         checkpoint_activations: train in less memory and more time: compute the layers again instead of keeping their
             activations
@@ -51,7 +54,10 @@ class ModelArguments:
     hierarchies: int | tuple[int, ...] = (1, 8)
     hierarchical_stride: int | tuple[int, ...] = (1, 8)
     window_sizes: int | tuple[int | None, ...] | None = (NEAR_WINDOW, None)
+    recon_loss_weight: float = 0.1
+    hierarchical_ar_loss_weight: float = 0.25
     prophet_loss_weight: float = 0.0
+    next_latent_loss_weight: float | tuple[float, ...] = 0.0
     checkpoint_activations: bool = False
 
 
@@ -73,7 +79,8 @@ class TrainConfig:
         resume_fallback: with `resume`, pass over damaged checkpoints to the newest one that is whole
         steps: optimiser steps; none: as many as the other budgets allow
         tokens: tokens to train on. Of several budgets, the one that ends first ends the run
-        minutes: time to train, without the last validation and the sample; three of them where no budget is given
+        minutes: time to train, in all sittings, without the last validation and the sample; three of them where no
+            budget is given
         batch_size: sequences per optimiser step, of all processes and accumulated parts together
         accumulate: parts into which each process cuts its share of a batch, to need less memory
         seq_len: tokens that are predicted per sequence
@@ -99,6 +106,7 @@ class TrainConfig:
         sample_every: steps between two samples; 0: at the end only
         sample_length: tokens of a sample; 0: no sample
         checkpoint_every: steps between two checkpoints
+        checkpoint_minutes: time after which there is one, however many steps that are; none: steps alone count
         keep: newest checkpoints that are kept, beside the best one by validation
         log_every: steps between two lines of metrics
         log: where the metrics go too: tensorboard, wandb, trackio
@@ -145,6 +153,7 @@ class TrainConfig:
     sample_every: int = 0
     sample_length: int = 400
     checkpoint_every: int = 200
+    checkpoint_minutes: float | None = 15.0
     keep: int = 3
     log_every: int = 10
     log: tuple[str, ...] = ()
@@ -194,9 +203,9 @@ class TrainConfig:
             choice(name, getattr(self, name), allowed)
         choice("device", self.device, DEVICES, " (and set CUDA_VISIBLE_DEVICES to choose among several GPUs)")
         normalise("log", tuple(choice("log", name, TRACKERS) for name in listed("log", self.log, "names")))
-        for name in ("muon_lr", "cooldown"):
+        for name in ("muon_lr", "cooldown", "checkpoint_minutes"):
             if getattr(self, name) is not None:
-                normalise(name, number(name, getattr(self, name), positive=name == "muon_lr"))
+                normalise(name, number(name, getattr(self, name), positive=name != "cooldown"))
         self._check_together()
 
     def _check_together(self) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluation.bits_per_byte import score
+from tqdm import tqdm
+
+from ..evaluation.bits_per_byte import score, spread
 from ..model import HierarchicalTransformer
 from ..model_card import make_model_card
 from ..text.text_tokenizer import ObjectTokenizer
@@ -17,9 +19,6 @@ from .run import Run
 from .run_folder import MODEL_FOLDER
 from .sample import PROMPT_BYTES, write_sample
 from .snapshot import weights_of
-
-PART_LENGTH = 64  # in sequences: long enough for many rows side by side
-MOST_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def finish(
     # before the last figures are taken, since that may be interrupted
     on_main(run.accelerator, lambda: save(run, model, folder, None))
     report(f"saved: {folder}")
-    report("validating, which takes some seconds more …")
+    report("validating on the whole text …" if config.final_validation_sequences is None else "validating …")
     validation = validate_whole(run, model, stop)
     if validation is None:
         return None
@@ -78,20 +77,19 @@ def validate_whole(run: Run, model: HierarchicalTransformer | None, stop: Callab
     """
     config, corpus = run.config, run.split.validation
     sequences = config.final_validation_sequences
-    end = len(corpus) if sequences is None else min(len(corpus), sequences * config.seq_len + 1)
-    # parts that depend on the text alone, so that any number of processes gives the same figure
-    parts = min(max(end // (PART_LENGTH * config.seq_len), 1), MOST_PARTS)
-    edges = [max(end * i // parts, 1) for i in range(parts + 1)]
+    ranges = spread(len(corpus), None if sequences is None else sequences * config.seq_len, config.seq_len)
     # those that have the model share them
     processes = 1 if run.is_sharded else run.accelerator.num_processes
     nats, tokens = 0.0, 0
-    for first in range(0, parts, processes):
+    rounds = range(0, len(ranges), processes)
+    for first in tqdm(rounds, "validating", leave=False, disable=not run.accelerator.is_main_process):
         if stop():
             return None
-        i = first + run.accelerator.process_index % processes
-        if model is not None and i < parts:
+        mine = first + run.accelerator.process_index % processes
+        if model is not None and mine < len(ranges):
+            start, end = ranges[mine]
             with run.autocast():
-                scored = score(model, corpus, start=edges[i], stop=edges[i + 1])
+                scored = score(model, corpus, start=start, stop=end)
             nats, tokens = nats + scored.nats, tokens + scored.tokens
     nats, counted = agreed_sums(run.accelerator, [nats, tokens])
     return bits(nats / counted) / corpus.bytes_per_token
@@ -102,11 +100,13 @@ def save(run: Run, model: HierarchicalTransformer | None, folder: Path, validati
     figures: dict[str, str | float] = {"steps": run.step, "tokens": run.tokens}
     if validation is not None:
         figures["validation bits per byte"] = round(validation, 4)
+    # whoever reads the card has nothing of the folders here
+    named = [name if name.startswith("hf:") else Path(name).name for name in run.config.data]
     card = make_model_card(
         run.model_config,
         title=run.config.out.name,
         parameters=run.num_parameters,
-        data=run.split.description,
+        data=named or run.split.description,
         figures=figures,
         tokenizer=None if isinstance(run.tokenizer, ObjectTokenizer) else run.tokenizer.name,
     )

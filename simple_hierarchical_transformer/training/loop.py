@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ..text.corpus import Corpus
 from ..text.data import load_split
@@ -42,7 +44,7 @@ def train(
     """
     check_run_folder(config.out)
     # an earlier run is moved aside, and a working directory within it with it
-    config = replace(config, out=config.out.resolve())
+    config = with_absolute_paths(config)
     accelerator = make_accelerator(config)
     report = report if accelerator.is_main_process else ignore
     if tokenizer is not None and config.tokenizer != TrainConfig.tokenizer:
@@ -72,6 +74,18 @@ def train(
         return session.train()
     finally:
         session.close()
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """So that a run goes on from whatever folder."""
+    is_file = Path(config.tokenizer).is_file()
+    return replace(
+        config,
+        out=config.out.resolve(),
+        data=tuple(name if name.startswith("hf:") else os.path.abspath(name) for name in config.data),
+        cache=None if config.cache is None else config.cache.absolute(),
+        tokenizer=str(Path(config.tokenizer).absolute()) if is_file else config.tokenizer,
+    )
 
 
 def ignore(line: str) -> None:

@@ -70,6 +70,14 @@ class MetricsLog:
         except OSError as error:
             raise OSError(f"{self.path} can't be written to ({error.strerror}): make room") from error
 
+    def final_validation(self, step: int) -> float | None:
+        """The figure of the validation at the end of a run of so many steps, if it has come to that."""
+        try:
+            found = [record for record in read_metrics(self.path) if FINAL_VALIDATION in record]
+        except FileNotFoundError:
+            return None
+        return float(found[-1][FINAL_VALIDATION]) if found and found[-1]["step"] == step else None
+
     def rewind(self, step: int) -> None:
         """Forget what came after a step, for a run that goes on from there.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,10 @@ from .checkpoints import Checkpoints
 from .finish import finish
 from .finite import NonFiniteError
 from .metrics import MetricsLog, peak_memory
-from .processes import MainProcessError, agreed_sums, on_main
+from .processes import MainProcessError, agreed_sums, from_main, on_main
 from .progress import ProgressBar
 from .run import Run
-from .run_folder import lock_run_folder, write_config
+from .run_folder import MODEL_FOLDER, lock_run_folder, write_config
 from .sample import write_sample
 from .snapshot import checkpoint_files, restore
 from .stopping import StopSignals
@@ -35,7 +37,7 @@ class TrainResult:
     Attributes:
         folder: of the model: the run's `model/`, or where the run was stopped, its newest checkpoint
         steps: taken in all
-        train_bits_per_byte: mean since the last validation
+        train_bits_per_byte: mean over the steps since the last line of metrics but one
         validation_bits_per_byte: of the last validation; none where the run was stopped before it
         sample: what the model wrote; none where that wasn't asked for
         interrupted: whether it was stopped before its end
@@ -59,7 +61,10 @@ class Session:
         self.trackers = trackers
         self.metrics = MetricsLog(run.config.out)
         self.checkpoints = Checkpoints(run.config.out, run.config.keep)
-        self.started_at = self.saved_at = 0
+        self.saved_at = 0
+        self.saved_when = time.perf_counter()
+        self.in_steps = 0.0  # seconds spent in steps since the last line of metrics
+        self.over: float | None = None  # the last validation of a run that has nothing left to do
         self.lock: FolderLock | None = None
         self.train_bits_per_byte: float | None = None
 
@@ -73,21 +78,37 @@ class Session:
             if changes:
                 self.report(f"the bits may differ from those of a run that wasn't stopped: {', '.join(changes)}")
         self.accelerator.wait_for_everyone()  # all have read before one writes
-        on_main(self.accelerator, lambda: self.tidy(found))
-        self.started_at = self.saved_at = run.step
+        over = on_main(self.accelerator, lambda: self.tidy(found))
+        validation = from_main(self.accelerator, math.nan if over is None else over)
+        self.over = None if math.isnan(validation) else validation
+        self.saved_at = run.step
 
-    def tidy(self, found: Path | None) -> None:
-        """Write the settings, and take away what came after the step to go on from."""
+    def tidy(self, found: Path | None) -> float | None:
+        """Write the settings, and take away what came after the step to go on from.
+
+        Of a run that is over, with its model and its last validation, this; nothing is taken away then.
+        """
         write_config(self.config)
         if self.config.resume:
+            last = self.metrics.final_validation(self.run.step)
+            if found and last is not None and self.run.is_over and (self.config.out / MODEL_FOLDER).is_dir():
+                return last
             self.checkpoints.sweep()
             self.checkpoints.set_aside(after=self.run.step, report=self.report)
             self.metrics.rewind(self.run.step)
             where = f"going on from {found}" if found else "there is no checkpoint yet: starting at the beginning"
             self.report(where)
+        return None
 
     def train(self) -> TrainResult:
         run = self.run
+        if self.over is not None:
+            folder = self.config.out / MODEL_FOLDER
+            self.report(
+                f"the run is over: {folder} has learnt for {counted(run.step, 'step')}, and its validation was "
+                f"{self.over:.3f} bits per byte; raise --steps, --tokens or --minutes to go on"
+            )
+            return TrainResult(folder, run.step, None, self.over, None, interrupted=False)
         self.trackers.start(run.settings, self.config.out, run.step)
         status = "failed"
         try:
@@ -98,8 +119,8 @@ class Session:
             return result
         except NonFiniteError as error:
             steps = self.checkpoints.steps()
-            newest = f"the last good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else "there is none yet"
-            error.add_note(newest)
+            newest = f"the last good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else None
+            error.add_note(newest or "there is no checkpoint yet")
             raise
         except CheckpointNotWrittenError:
             raise
@@ -124,18 +145,27 @@ class Session:
             # of a step that an error kept from being noted, in the sitting before
             self.measure(bar, is_last)
             while not is_last:
+                start = time.perf_counter()
                 run.take_step()
+                self.in_steps += time.perf_counter() - start
                 bar.update(run.progress(run.step))
                 is_last = run.is_over  # asked once: by the clock, it may be later the next time
                 is_best = self.measure(bar, is_last)
                 if config.sample_every and run.step % config.sample_every == 0 and not is_last:
                     self.show_sample(bar)
-                stop = self.wanted_stop(signals)
-                if run.step % config.checkpoint_every == 0 or is_best or is_last or stop:
+                stop, is_time = self.wanted_stop(signals), self.is_time_to_save()
+                if run.step % config.checkpoint_every == 0 or is_best or is_last or stop or is_time:
                     self.save()
                 if stop:
                     return stop
         return None
+
+    def is_time_to_save(self) -> bool:
+        """Whether the last checkpoint is longer ago than a user may want to lose."""
+        if self.config.checkpoint_minutes is None:
+            return False
+        passed = from_main(self.accelerator, time.perf_counter() - self.saved_when)
+        return passed >= 60 * self.config.checkpoint_minutes
 
     def measure(self, bar: ProgressBar, is_last: bool) -> bool:
         """Note what is due at this step and isn't noted yet; whether a validation is the best so far."""
@@ -160,7 +190,7 @@ class Session:
         means = run.since_log.as_dict()
         bits_per_byte = run.bits_per_byte(run.since_log)
         memory = peak_memory(run.device)
-        rate = (run.step - self.started_at) * self.config.tokens_per_step / (run.seconds - run.seconds_before)
+        rate = run.since_log.steps * self.config.tokens_per_step / max(self.in_steps, 1e-9)
         bar.show(means["loss"], bits_per_byte, rate, memory)
         self.note(
             **means,
@@ -170,15 +200,18 @@ class Session:
             **({} if memory is None else {"memory_bytes": memory}),
         )
         run.since_log.clear()
+        self.in_steps, self.train_bits_per_byte = 0.0, bits_per_byte
 
     def validate(self, bar: ProgressBar) -> bool:
         """Validate on the fixed windows; whether it is the best so far."""
         run = self.run
-        train = self.train_bits_per_byte = run.bits_per_byte(run.since_validation)
+        if run.since_log.steps:
+            self.train_bits_per_byte = run.bits_per_byte(run.since_log)
+        train = "" if self.train_bits_per_byte is None else f"train {self.train_bits_per_byte:.3f}, "
         bar.validation = validation = run.validate()
         self.note(validation_bits_per_byte=validation)
         run.since_validation.clear()
-        bar.report(f"step {run.step}: train {train:.3f}, validation {validation:.3f} bits per byte")
+        bar.report(f"step {run.step}: {train}validation {validation:.3f} bits per byte")
         if run.best is not None and validation >= run.best[1]:
             return False
         run.best = (run.step, validation)
@@ -215,7 +248,7 @@ class Session:
             on_main(self.accelerator, lambda: self.checkpoints.save(run.step, files, best))
         except (OSError, MainProcessError) as problem:
             raise CheckpointNotWrittenError(self.not_written(problem)) from problem
-        self.saved_at = run.step
+        self.saved_at, self.saved_when = run.step, time.perf_counter()
         return self.checkpoints.path(run.step)
 
     def not_written(self, problem: Exception) -> str:
@@ -255,7 +288,7 @@ class Session:
         if done is None:
             return self.stopped(self.wanted_stop(signals) or "a signal")
         if self.train_bits_per_byte is not None:
-            self.report(f"training: {self.train_bits_per_byte:.3f} bits per byte since the validation before the last")
+            self.report(f"training: {self.train_bits_per_byte:.3f} bits per byte in the last steps")
         done.show(self.run, self.report)
         return TrainResult(
             done.folder,

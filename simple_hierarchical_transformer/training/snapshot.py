@@ -32,7 +32,7 @@ FREE = frozenset(
     {
         "data", "cache", "out", "resume", "resume_fallback", "steps", "tokens", "minutes", "accumulate", "compile",
         "device", "workers", "validate_every", "validation_sequences", "final_validation_sequences", "sample_every",
-        "sample_length", "checkpoint_every", "keep", "log_every", "log",
+        "sample_length", "checkpoint_every", "checkpoint_minutes", "keep", "log_every", "log",
     }
 )  # fmt: skip
 FREE_BUT_FOR_BITS = ("steps", "tokens", "minutes", "accumulate", "compile")
@@ -137,10 +137,10 @@ def check_fits(run: Run, folder: Path, state: RunState) -> None:
     if folder.name != f"step-{state.step:08d}":
         raise CheckpointError(folder / STATE_FILE, f"it is the state of step {state.step}", REMEDY)
     start = "start a run of its own with another --out"
-    for name, was, now in differing(state.settings, run.settings):
+    if others := list(differing(state.settings, run.settings)):
+        listed = " and ".join(f"{name} = {was}, not {now}" for name, was, now in others)
         raise ValueError(
-            f"resume: the run in {run.config.out} was started with {name} = {was}, not {now}: leave that as it was, or "
-            f"{start}"
+            f"resume: the run in {run.config.out} was started with {listed}: leave that as it was, or {start}"
         )
     saved, _ = read_config(folder / CONFIG_FILE)
     own = json.loads(json.dumps(model_config_json(run.model_config)["model"]))

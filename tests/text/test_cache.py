@@ -34,7 +34,8 @@ def load(path: Path, cache: Path, **options: Any) -> tuple[Split, list[str]]:
 
 
 def entries(cache: Path) -> list[str]:
-    return sorted(path.name for path in cache.iterdir())
+    """All but locks, which have to stay for those who wait for them."""
+    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
 
 
 def test_text_is_prepared_once(packed: Path, tmp_path: Path) -> None:

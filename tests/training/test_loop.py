@@ -218,6 +218,13 @@ def test_averaged_weights_are_validated_and_saved(tiny_run: MakeRun, tmp_path: P
     assert not torch.equal(saved["to_logits.weight"], kept[-1]["to_logits.weight"])
 
 
+def test_a_checkpoint_is_written_when_the_last_is_too_long_ago(tiny_run: MakeRun) -> None:
+    config = tiny_run(checkpoint_every=10**6, checkpoint_minutes=1e-9, validate_every=10**6, keep=9)
+    train(config, report=ignore)
+    steps = sorted(path.name for path in (config.out / "checkpoints").iterdir())
+    assert steps == ["step-00000001", "step-00000002", "step-00000003"]
+
+
 # what goes wrong
 
 
@@ -257,7 +264,7 @@ def test_a_model_that_is_not_finite_any_more_is_not_saved(tiny_run: MakeRun, tmp
     """It was saved as the last good one, with infinite weights."""
     with pytest.raises(NonFiniteError, match=r"the validation after step 1 is (nan|inf): lower --muon-lr") as caught:
         train(tiny_run(steps=1, muon_lr=1e38, adamw_lr=1e38, warmup=0.0), report=ignore)
-    assert caught.value.__notes__ == ["there is none yet"]
+    assert caught.value.__notes__ == ["there is no checkpoint yet"]
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -287,7 +294,8 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint_to_go_on_from(
     result = train(tiny_run(), report=lines.append, trackers=[tracker])
     assert signal.getsignal(number) == before
     path = tmp_path / "run" / "checkpoints" / "step-00000001"
-    assert result == loop.TrainResult(path, 1, None, None, None, interrupted=True)
+    assert (result.folder, result.steps, result.interrupted) == (path, 1, True)
+    assert result.validation_bits_per_byte is None and result.sample is None
     assert tracker.status == "interrupted"
     assert lines[-1] == (
         f"stopped by {number.name} after 1 step: {path} holds them; go on with hierarchical-transformer train "

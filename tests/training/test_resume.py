@@ -72,13 +72,25 @@ def test_where_there_is_nothing_yet_a_run_begins(tiny_run: MakeRun, tmp_path: Pa
     assert read_figures(tmp_path / "run") == read_figures(tmp_path / "other")
 
 
-def test_a_finished_run_is_validated_again_and_nothing_else(checkpointed: MakeRun) -> None:
+def test_a_finished_run_has_nothing_left_to_do(checkpointed: MakeRun) -> None:
     config = checkpointed()
-    before, model = read_figures(config.out), (config.out / "model" / "model.safetensors").read_bytes()
-    result = train(checkpointed(resume=True), report=ignore)
+    before, model = read_figures(config.out), (config.out / "model" / "model.safetensors").stat()
+    lines: list[str] = []
+    result = train(checkpointed(resume=True), report=lines.append)
     assert (result.steps, result.interrupted) == (6, False)
+    assert result.validation_bits_per_byte == before[-1]["final_validation_bits_per_byte"]
+    assert any(line.startswith("the run is over: ") and "raise --steps" in line for line in lines)
     assert read_figures(config.out) == before
-    assert (config.out / "model" / "model.safetensors").read_bytes() == model
+    assert (config.out / "model" / "model.safetensors").stat() == model
+
+
+def test_a_run_that_was_ended_in_its_last_validation_is_validated(checkpointed: MakeRun) -> None:
+    config = checkpointed()
+    figures = read_figures(config.out)
+    lines = (config.out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (config.out / "metrics.jsonl").write_text("".join(lines[:-1]))
+    train(checkpointed(resume=True), report=ignore)
+    assert read_figures(config.out) == figures
 
 
 def test_a_checkpoint_is_a_model_too(checkpointed: MakeRun) -> None:
@@ -111,9 +123,11 @@ def test_a_run_in_the_folder_of_its_data_is_not_read_as_text(
     data = tmp_path / "data"
     data.mkdir()
     text_file.rename(data / "text.txt")
+    lines: list[str] = []
     for resume in (False, True, False):
-        result = train(tiny_run(data=[str(data)], out=data / "run", resume=resume), report=ignore)
-    assert (data / "run.1").is_dir() and "1 file" in (result.folder / "README.md").read_text()
+        train(tiny_run(data=[str(data)], out=data / "run", resume=resume), report=lines.append)
+    assert (data / "run.1").is_dir()
+    assert sum(f"{data} (1 file)" in line for line in lines) == 3
 
 
 # what is refused
@@ -126,7 +140,7 @@ def test_a_run_in_the_folder_of_its_data_is_not_read_as_text(
             {"batch_size": 4},
             r"the run in .* was started with batch_size = 2, not 4: leave that as it was, or",
         ),
-        ({"seed": 1}, "started with seed = 0, not 1"),
+        ({"seed": 1, "clip_norm": 2.0}, r"started with clip_norm = 1\.0, not 2\.0 and seed = 0, not 1: leave"),
         ({"adamw_lr": 0.1}, r"started with adamw_lr = 0\.003, not 0\.1"),
         ({"average": 0.9}, r"started with average = 0\.0, not 0\.9"),
         ({"optimizer": "adamw"}, "started with optimizer = muon, not adamw"),
