@@ -67,6 +67,7 @@ class Session:
         self.over: float | None = None  # the last validation of a run that has nothing left to do
         self.lock: FolderLock | None = None
         self.train_bits_per_byte: float | None = None
+        self.averaged = 0  # steps that it is the mean of
 
     def open(self) -> None:
         """Make the folder of a new run, or go on with the one that is there."""
@@ -199,14 +200,14 @@ class Session:
             tokens_per_second=round(rate, 1),
             **({} if memory is None else {"memory_bytes": memory}),
         )
+        self.train_bits_per_byte, self.averaged, self.in_steps = bits_per_byte, run.since_log.steps, 0.0
         run.since_log.clear()
-        self.in_steps, self.train_bits_per_byte = 0.0, bits_per_byte
 
     def validate(self, bar: ProgressBar) -> bool:
         """Validate on the fixed windows; whether it is the best so far."""
         run = self.run
         if run.since_log.steps:
-            self.train_bits_per_byte = run.bits_per_byte(run.since_log)
+            self.train_bits_per_byte, self.averaged = run.bits_per_byte(run.since_log), run.since_log.steps
         train = "" if self.train_bits_per_byte is None else f"train {self.train_bits_per_byte:.3f}, "
         bar.validation = validation = run.validate()
         self.note(validation_bits_per_byte=validation)
@@ -288,7 +289,8 @@ class Session:
         if done is None:
             return self.stopped(self.wanted_stop(signals) or "a signal")
         if self.train_bits_per_byte is not None:
-            self.report(f"training: {self.train_bits_per_byte:.3f} bits per byte in the last steps")
+            last = counted(self.averaged, "step")
+            self.report(f"training: {self.train_bits_per_byte:.3f} bits per byte in the last {last}")
         done.show(self.run, self.report)
         return TrainResult(
             done.folder,
