@@ -79,12 +79,13 @@ class Session:
             if changes:
                 self.report(f"the bits may differ from those of a run that wasn't stopped: {', '.join(changes)}")
         self.accelerator.wait_for_everyone()  # all have read before one writes
-        over = on_main(self.accelerator, lambda: self.tidy(found))
+        is_over = run.is_over  # which all processes must ask
+        over = on_main(self.accelerator, lambda: self.tidy(found, is_over))
         validation = from_main(self.accelerator, math.nan if over is None else over)
         self.over = None if math.isnan(validation) else validation
         self.saved_at = run.step
 
-    def tidy(self, found: Path | None) -> float | None:
+    def tidy(self, found: Path | None, is_over: bool) -> float | None:
         """Write the settings, and take away what came after the step to go on from.
 
         Of a run that is over, with its model and its last validation, this; nothing is taken away then.
@@ -92,7 +93,7 @@ class Session:
         write_config(self.config)
         if self.config.resume:
             last = self.metrics.final_validation(self.run.step)
-            if found and last is not None and self.run.is_over and (self.config.out / MODEL_FOLDER).is_dir():
+            if found and last is not None and is_over and (self.config.out / MODEL_FOLDER).is_dir():
                 return last
             self.checkpoints.sweep()
             self.checkpoints.set_aside(after=self.run.step, report=self.report)

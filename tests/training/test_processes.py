@@ -62,6 +62,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("two in parts", accumulate=2, workers=1),
         run("changing", stop=5, resume=True),
         run("muon", optimizer="muon"),
+        run("by the clock", steps=None, minutes=0.005),
+        run("by the clock", steps=None, minutes=0.005, resume=True),
         run("sharded", sharded=True),
         run("sharded and stopped", sharded=True, stop=4),
         run("sharded and stopped", sharded=True, resume=True),
@@ -77,7 +79,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "on cpu:0, 2 processes\n" in done.stdout and "2 processes that share it" in done.stdout
-    assert "stopped by SIGTERM after 5 steps" in done.stdout
+    assert "stopped by SIGTERM after 5 steps" in done.stdout and "the run is over: " in done.stdout
     alone("changing", resume=True)
     alone("one with muon", optimizer="muon")
     return folder
@@ -107,6 +109,12 @@ def test_a_sharded_run_that_was_stopped_goes_on_to_the_same_bits(finished: Path)
     models = [finished / name / "model" / "model.safetensors" for name in ("sharded", "sharded and stopped")]
     assert models[0].read_bytes() == models[1].read_bytes()
     assert read_figures(finished / "sharded") == read_figures(finished / "sharded and stopped")
+
+
+def test_the_clock_of_one_process_is_that_of_all(finished: Path) -> None:
+    """Whether a run is over the main process asked alone, and waited for an answer of the others."""
+    steps = [record["step"] for record in read_figures(finished / "by the clock") if "loss" in record]
+    assert steps and steps == list(range(1, steps[-1] + 1))
 
 
 def test_every_number_of_processes_writes_the_same_kind_of_checkpoint(finished: Path) -> None:
