@@ -57,7 +57,7 @@ def train_on_log(folder: Path, steps: int) -> tuple[HierarchicalTransformer, Pat
     write_log(log)
     model = ModelArguments(prophet_loss_weight=0.3)
     config = TrainConfig(data=[log], out=folder / "run", steps=steps, sample_length=0, model=model)
-    return HierarchicalTransformer.from_pretrained(train(config).model_folder).eval(), log
+    return HierarchicalTransformer.from_pretrained(train(config).folder).eval(), log
 
 
 def held_out(data: list[Path], count: int) -> list[Tensor]:

@@ -17,10 +17,10 @@ LAST = 50  # steps whose mean is compared
 def trained_cross_entropy(dtype: torch.dtype, autocast: bool) -> float:
     """Mean cross-entropy of the last steps of the README's training."""
     config = TrainConfig()
+    split = load_split(config.data, config.seq_len)
     torch.manual_seed(config.seed)
-    model = HierarchicalTransformer(**config.model_arguments()).to(dtype)
-    optimizers = make_optimizers(model, config.muon_lr, config.adamw_lr)
-    split = load_split(config.data_paths, config.seq_len)
+    model = HierarchicalTransformer(**config.model_arguments(split.num_tokens)).to(dtype)
+    optimizers = make_optimizers(model, config)
     losses = []
     for step in range(STEPS):
         ids = train_batch(split.train, config.seed, step, config.batch_size, config.seq_len).long()
