@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from ..model import HierarchicalTransformer
 from ..text.corpus import Corpus
 from ..text.data import Split, validation_batches
-from ..text.tokenizer import TextTokenizer
+from ..text.text_tokenizer import JsonTokenizer, TextTokenizer
 from .batches import batches_from
 from .config import TrainConfig
 from .finite import NonFiniteError, first_gradient_not_finite, first_module_not_finite
@@ -70,8 +70,10 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of the configuration, as JSON, with the tokenizer that is used."""
-        return {**self.config.as_json(), "tokenizer": self.tokenizer.name}
+        """Those of the configuration, as JSON, with the tokenizer that is used; a file of one may lie anywhere."""
+        tokenizer = self.tokenizer
+        known_by = tokenizer.fingerprint if isinstance(tokenizer, JsonTokenizer) else tokenizer.name
+        return {**self.config.as_json(), "tokenizer": known_by}
 
     # how far it is
 

@@ -111,7 +111,7 @@ class Session:
                 f"{self.over:.3f} bits per byte; raise --steps, --tokens or --minutes to go on"
             )
             return TrainResult(folder, run.step, None, self.over, None, interrupted=False)
-        self.trackers.start(run.settings, self.config.out, run.step)
+        self.trackers.start(self.config.as_json(), self.config.out, run.step)
         status = "failed"
         try:
             with StopSignals() as signals:

@@ -163,6 +163,23 @@ def test_other_data_are_refused_wherever_they_lie(checkpointed: MakeRun, text_fi
         train(checkpointed(resume=True, data=[str(moved)]), report=ignore)
 
 
+def test_a_tokenizer_is_known_wherever_its_file_lies(checkpointed: MakeRun, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"line": 0, "of": 1, "?": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    for name in ("one.json", "other.json"):
+        tokenizer.save(str(tmp_path / name))
+    settings = {"seq_len": 16, "out": tmp_path / "words"}
+    train(checkpointed(tokenizer=str(tmp_path / "one.json"), **settings), report=ignore)
+    result = train(
+        checkpointed(tokenizer=str(tmp_path / "other.json"), resume=True, steps=7, **settings), report=ignore
+    )
+    assert result.steps == 7
+    assert (result.folder / "tokenizer.json").read_bytes() == (tmp_path / "one.json").read_bytes()
+    with pytest.raises(ValueError, match=r"was started with tokenizer = tokenizers [0-9a-f]+, not bytes"):
+        train(checkpointed(resume=True, **settings), report=ignore)
+
+
 def test_settings_that_decide_nothing_may_change(checkpointed: MakeRun, tmp_path: Path) -> None:
     model = ModelArguments(**TINY_MODEL, checkpoint_activations=True)
     config = checkpointed(resume=True, steps=8, accumulate=2, keep=1, workers=1, model=model)
