@@ -20,7 +20,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simple_hierarchical_transformer.training import TrainConfig
 
 STARTED, SAVES, IN_SAVE = range(3)  # bytes of the memory that parent and child share
 
@@ -51,7 +54,7 @@ class Killer:
 
 
 def serve() -> None:
-    from simple_hierarchical_transformer.training import ModelArguments, TrainConfig, checkpoints, loop
+    from simple_hierarchical_transformer.training import checkpoints, loop
 
     def train(settings: dict[str, Any], shared: mmap.mmap) -> int:
         def marked(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,9 +68,7 @@ def serve() -> None:
             return marking
 
         checkpoints.write_folder = marked(checkpoints.write_folder)
-        model = ModelArguments(**{name: tupled(value) for name, value in settings.pop("model").items()})
-        settings = {name: tupled(value) for name, value in settings.items()}
-        config = TrainConfig(**{**settings, "out": Path(settings["out"]), "model": model})
+        config = config_of(settings)
         shared[STARTED] = 1
         loop.train(config, report=lambda line: None)
         return 0
@@ -105,6 +106,15 @@ def wait_for(child: int, condition: Callable[[], Any]) -> None:
     """Wait until it holds, or the child has ended, which stays to be waited for."""
     while not condition() and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         pass
+
+
+def config_of(settings: dict[str, Any]) -> TrainConfig:
+    """The configuration of settings that have been JSON, in which tuples are lists."""
+    from simple_hierarchical_transformer.training import ModelArguments, TrainConfig
+
+    values = {name: tupled(value) for name, value in settings.items()}
+    model = ModelArguments(**{name: tupled(value) for name, value in settings["model"].items()})
+    return TrainConfig(**{**values, "out": Path(settings["out"]), "model": model})
 
 
 def tupled(value: Any) -> Any:

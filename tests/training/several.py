@@ -17,8 +17,9 @@ from typing import Any
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from killing import config_of  # this is a script, and its folder the first place to look in
 
-from simple_hierarchical_transformer.training import ModelArguments, TrainConfig, loop
+from simple_hierarchical_transformer.training import loop
 
 
 class Stopper:
@@ -45,19 +46,12 @@ def share_out(accelerator: Accelerator) -> Accelerator:
     return accelerator
 
 
-def tupled(value: Any) -> Any:
-    return tuple(map(tupled, value)) if isinstance(value, list) else value
-
-
 def main() -> None:
     make_accelerator = loop.make_accelerator
     for run in json.loads(sys.argv[1]):
-        settings = {name: tupled(value) for name, value in run["settings"].items()}
-        model = ModelArguments(**{name: tupled(value) for name, value in settings.pop("model").items()})
         if run["sharded"]:
             loop.make_accelerator = lambda config: share_out(make_accelerator(config))
-        config = TrainConfig(**{**settings, "out": Path(settings["out"]), "model": model})
-        loop.train(config, trackers=[Stopper(run["stop"])])
+        loop.train(config_of(run["settings"]), trackers=[Stopper(run["stop"])])
 
 
 if __name__ == "__main__":

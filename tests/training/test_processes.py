@@ -18,6 +18,7 @@ from simple_hierarchical_transformer.training import TrainConfig, processes
 from simple_hierarchical_transformer.training.loop import train
 
 from .conftest import TEXT, TINY_MODEL, TINY_RUN, read_figures
+from .killing import config_of
 from .test_loop import Recorder, ignore
 
 MakeRun = Callable[..., TrainConfig]
@@ -45,11 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return {**TINY_RUN, **SETTINGS, **paths, **changes}
 
     def alone(name: str, stop: int | None = None, **changes: Any) -> None:
-        from .several import ModelArguments, tupled
-
-        values = {key: tupled(value) for key, value in settings(name, **changes).items()}
-        model = ModelArguments(**{key: tupled(value) for key, value in values.pop("model").items()})
-        config = TrainConfig(**{**values, "out": Path(values["out"]), "model": model})
+        config = config_of(settings(name, **changes))
         train(config, ignore, [Recorder(stop, lambda: os.kill(os.getpid(), signal.SIGTERM))])
 
     def run(name: str, stop: int | None = None, sharded: bool = False, **changes: Any) -> dict[str, Any]:
