@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .config import ModelConfig, StreamConfig
+from .files import write_atomically
 
 CARD_FILE = "README.md"
 TOKENIZER_FILE = "tokenizer.json"
@@ -168,6 +169,16 @@ def marked(card: str) -> str:
 
 def digest(card: str) -> str:
     return hashlib.sha256(card.encode()).hexdigest()
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Replace the card in a model's folder, unless it is somebody's own; see `is_ours`.
+
+    Raises:
+        OSError: if it can't be written to; what stood there before still stands.
+    """
+    if is_ours(folder / CARD_FILE):
+        write_atomically({folder / CARD_FILE: card.encode()})
 
 
 def is_ours(path: Path) -> bool:

@@ -74,10 +74,6 @@ class Score:
         """Mean over the tokens; nan where there is none."""
         return mean_bits(self.nats, self.tokens)
 
-    @property
-    def bits_per_token_by_phase(self) -> tuple[float, ...]:
-        return tuple(map(mean_bits, self.nats_by_phase, self.tokens_by_phase))
-
     def bits_per_byte(self, bytes_per_token: float) -> float:
         return self.bits_per_token / bytes_per_token
 

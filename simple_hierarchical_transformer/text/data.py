@@ -89,7 +89,7 @@ def load_split(
         train=loaded.parts[TRAIN],
         validation=loaded.parts[VALIDATION],
         test=loaded.parts[TEST] if len(loaded.parts[TEST]) else None,
-        description=f"{what} ({loaded.files:,} file{'s' * (loaded.files != 1)})",
+        description=counted(what, loaded),
         fingerprint=digest_json([tokenizer.fingerprint, num_tokens, separator, split, loaded.identity]),
         num_tokens=num_tokens,
     )
@@ -112,9 +112,10 @@ def load_whole(
     tokenizer = tokenizer or BYTES
     vocabulary(tokenizer, separator)
     loaded = load(paths, 1, tokenizer, text_field, separator, UNSPLIT, cache, report)
+    what = described(paths)
     if len(loaded.parts[TRAIN]) < 2:
-        raise ValueError(f"data: {described(paths)} holds fewer than two tokens: name a text that is longer")
-    return loaded.parts[TRAIN], f"{described(paths)} ({loaded.files:,} file{'s' * (loaded.files != 1)})"
+        raise ValueError(f"data: {what} holds fewer than two tokens: name a text that is longer")
+    return loaded.parts[TRAIN], counted(what, loaded)
 
 
 def load(
@@ -136,6 +137,10 @@ def load(
 
 def described(paths: Sequence[str | Path]) -> str:
     return ", ".join(map(str, paths)) if paths else "the standard library of this Python"
+
+
+def counted(what: str, loaded: Loaded) -> str:
+    return f"{what} ({loaded.files:,} file{'s' * (loaded.files != 1)})"
 
 
 def vocabulary(tokenizer: TextTokenizer, separator: int | None) -> int:

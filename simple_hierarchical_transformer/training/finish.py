@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..evaluation.bits_per_byte import score, spread
 from ..model import HierarchicalTransformer
-from ..model_card import make_model_card
+from ..model_card import make_model_card, write_card
 from ..text.text_tokenizer import ObjectTokenizer
 from ..text.tokenizer import save_tokenizer
 from .metrics import FINAL_VALIDATION, bits
@@ -43,14 +43,14 @@ def finish(
     config, folder = run.config, run.config.out / MODEL_FOLDER
     model = whole_model(run)
     # before the last figures are taken, since that may be interrupted
-    on_main(run.accelerator, lambda: save(run, model, folder, None))
+    on_main(run.accelerator, lambda: save(run, model, folder))
     report(f"saved: {folder}")
     report("validating on the whole text …" if config.final_validation_sequences is None else "validating …")
     validation = validate_whole(run, model, stop)
     if validation is None:
         return None
     note(**{FINAL_VALIDATION: validation})
-    on_main(run.accelerator, lambda: save(run, model, folder, validation))  # its card has the figure now
+    on_main(run.accelerator, lambda: write_card(folder, card(run, validation)))
     sample = None
     if config.sample_length:
         report(f"writing a sample of {config.sample_length} tokens …")
@@ -95,14 +95,20 @@ def validate_whole(run: Run, model: HierarchicalTransformer | None, stop: Callab
     return bits(nats / counted) / corpus.bytes_per_token
 
 
-def save(run: Run, model: HierarchicalTransformer | None, folder: Path, validation: float | None) -> None:
+def save(run: Run, model: HierarchicalTransformer | None, folder: Path) -> None:
     assert model is not None  # on the main process
+    model.save_pretrained(folder, model_card=card(run, None))
+    save_tokenizer(run.tokenizer, folder)
+
+
+def card(run: Run, validation: float | None) -> str:
+    """The model card of a run, with the figure of its last validation once that is known."""
     figures: dict[str, str | float] = {"steps": run.step, "tokens": run.tokens}
     if validation is not None:
         figures["validation bits per byte"] = round(validation, 4)
     # whoever reads the card has nothing of the folders here
     named = [name if name.startswith("hf:") else Path(name).name for name in run.config.data]
-    card = make_model_card(
+    return make_model_card(
         run.model_config,
         title=run.config.out.name,
         parameters=run.num_parameters,
@@ -110,5 +116,3 @@ def save(run: Run, model: HierarchicalTransformer | None, folder: Path, validati
         figures=figures,
         tokenizer=None if isinstance(run.tokenizer, ObjectTokenizer) else run.tokenizer.name,
     )
-    model.save_pretrained(folder, model_card=card)
-    save_tokenizer(run.tokenizer, folder)

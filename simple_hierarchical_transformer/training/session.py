@@ -150,8 +150,9 @@ class Session:
                 start = time.perf_counter()
                 run.take_step()
                 self.in_steps += time.perf_counter() - start
-                bar.update(run.progress(run.step))
-                is_last = run.is_over  # asked once: by the clock, it may be later the next time
+                progress = run.progress(run.step)  # asked once: by the clock, it may be later the next time
+                bar.update(progress)
+                is_last = progress >= 1
                 is_best = self.measure(bar, is_last)
                 if config.sample_every and run.step % config.sample_every == 0 and not is_last:
                     self.show_sample(bar)

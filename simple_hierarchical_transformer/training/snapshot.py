@@ -104,11 +104,11 @@ def restore(run: Run, folder: Path) -> list[str]:
         ValueError: the checkpoint is of a run with another model, other settings or other data
     """
     state = read_state(folder / STATE_FILE)
-    check_fits(run, folder, state)
+    saved, checksum = read_config(folder / CONFIG_FILE)
+    check_fits(run, folder, state, saved)
     expected = expected_tensors(run)
     # gathered on the first process, which speaks for all
     tensors = read_train_tensors(folder / TRAIN_FILE, expected if run.accelerator.is_main_process else None)
-    _, checksum = read_config(folder / CONFIG_FILE)
     shared = read_weights(folder / WEIGHTS_FILE, checksum)
     weights = part(tensors, WEIGHTS) if run.average is not None else shared
     if run.average is not None:
@@ -127,8 +127,14 @@ def restore(run: Run, folder: Path) -> list[str]:
     return [f"{name} {was[name]} → {now[name]}" for name in now if name in was and was[name] != now[name]]
 
 
-def check_fits(run: Run, folder: Path, state: RunState) -> None:
+def check_fits(run: Run, folder: Path, state: RunState, saved: Mapping[str, Any]) -> None:
     """Whether a checkpoint is of this run: its place, its settings, its model, its data.
+
+    Args:
+        run: that is to go on
+        folder: of the checkpoint
+        state: what its state file holds, and
+        saved: the arguments of its model
 
     Raises:
         CheckpointError: it stands where another should
@@ -142,7 +148,6 @@ def check_fits(run: Run, folder: Path, state: RunState) -> None:
         raise ValueError(
             f"resume: the run in {run.config.out} was started with {listed}: leave that as it was, or {start}"
         )
-    saved, _ = read_config(folder / CONFIG_FILE)
     own = json.loads(json.dumps(model_config_json(run.model_config)["model"]))
     for name in own:
         if name not in FREE_OF_MODEL and saved[name] != own[name]:
