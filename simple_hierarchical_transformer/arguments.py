@@ -13,9 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from .config import LatentLoss, ModelConfig, NextLatentConfig, ProphetConfig, StreamConfig
+from .config import LatentLoss, ModelConfig, NextLatentConfig, NgramConfig, ProphetConfig, StreamConfig
 from .validation import flag, number, only_with, per_stream, power_of_two, shown, whole
 
+NGRAM_TABLE_SIZE = 16_384
+LONGEST_NGRAM = 64
 NEXT_LATENT_LOSS_TYPES = ("mse_and_cosine_sim", "mse", "smooth_l1")
 
 
@@ -144,6 +146,18 @@ def build_prophet(
     )
 
 
+def build_ngrams(sizes: Sequence[int], table_size: int) -> NgramConfig:
+    if not isinstance(sizes, (tuple, list)):
+        raise TypeError(
+            f"ngram_sizes must be a tuple or list of sizes such as (2, 3, 4), or () for none, got {shown(sizes)}"
+        )
+    sizes = tuple(whole("every value of ngram_sizes", size, least=2, most=LONGEST_NGRAM) for size in sizes)
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"ngram_sizes must differ from each other, got {sizes}: drop the one that stands twice")
+    only_with(bool(sizes), "ngram_sizes", ngram_table_size=(table_size, NGRAM_TABLE_SIZE))
+    return NgramConfig(sizes=sizes, table_size=whole("ngram_table_size", table_size, least=1))
+
+
 def scaled_to_one(shares: tuple[float, ...]) -> tuple[float, ...]:
     """Shares whose sum is 1; as they are where it is 1 already, so that scaling them again changes no bit."""
     largest = max(shares)
@@ -254,6 +268,8 @@ def build_config(
     hierarchy_merge_all: bool,
     predict_hierarchy: int | None,
     predict_use_all_hierarchy: bool,
+    ngram_sizes: Sequence[int],
+    ngram_table_size: int,
     recon_loss_weight: float,
     hierarchical_ar_loss_weight: float,
     prophet_loss_weight: float,
@@ -312,6 +328,7 @@ def build_config(
         predict_index=find_predict_index(streams, predict_hierarchy),
         merge_all=flag("hierarchy_merge_all", hierarchy_merge_all),
         predict_use_all=flag("predict_use_all_hierarchy", predict_use_all_hierarchy),
+        ngrams=build_ngrams(ngram_sizes, ngram_table_size),
         reconstruction_weight=number("recon_loss_weight", recon_loss_weight),
         hierarchical_ar_weight=number("hierarchical_ar_loss_weight", hierarchical_ar_loss_weight),
         prophet=build_prophet(
@@ -366,6 +383,8 @@ def to_arguments(config: ModelConfig) -> dict[str, Any]:
         "hierarchy_merge_all": config.merge_all,
         "predict_hierarchy": config.predict_stream.compress_factor,
         "predict_use_all_hierarchy": config.predict_use_all,
+        "ngram_sizes": config.ngrams.sizes,
+        "ngram_table_size": config.ngrams.table_size,
         "recon_loss_weight": config.reconstruction_weight,
         "hierarchical_ar_loss_weight": config.hierarchical_ar_weight,
         "prophet_loss_weight": prophet.weight,

@@ -54,6 +54,14 @@ class StreamConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NgramConfig:
+    """Which n-grams of the input have vectors of their own, and how many rows their tables have."""
+
+    sizes: tuple[int, ...]
+    table_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProphetConfig:
     """Coarse tokens predict the input tokens that follow, or the quantised code of their next disjoint token."""
 
@@ -92,6 +100,7 @@ class ModelConfig:
     predict_index: int
     merge_all: bool
     predict_use_all: bool
+    ngrams: NgramConfig
     reconstruction_weight: float
     hierarchical_ar_weight: float
     prophet: ProphetConfig

@@ -188,6 +188,8 @@ def parameters_by_part(model: HierarchicalTransformer) -> Iterator[tuple[str, in
     yield breakdown.EMBED, None, model.token_emb.parameters()
     for factor, compressor in zip(factors, model.compressors, strict=True):
         yield breakdown.COMPRESS, factor, compressor.parameters()
+    if model.ngrams is not None:
+        yield breakdown.EMBED, model.config.predict_stream.compress_factor, model.ngrams.parameters()
     for layer in model.layers:
         for factor, block in zip(factors, layer.blocks, strict=True):
             if block.attention is not None:
@@ -215,6 +217,7 @@ def cache_by_part(config: ModelConfig, state: DecodingState) -> Iterator[tuple[s
     factors = [s.compress_factor for s in config.streams]
     for factor, register in zip(factors, parts.compressors, strict=True):
         yield breakdown.COMPRESS, factor, leaf_bytes(register)
+    yield breakdown.EMBED, config.predict_stream.compress_factor, leaf_bytes(parts.ngrams)
     for layer in parts.layers:
         for factor, block in zip(factors, layer.blocks, strict=True):
             yield breakdown.ATTENTION, factor, leaf_bytes(block.shift) + leaf_bytes(block.attention)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import build_config
+from .arguments import NGRAM_TABLE_SIZE, build_config
 from .chunk import StreamChunk
 from .compressor import Compressor, Projection, Source, is_faster_looked_up
 from .config import LatentLoss
@@ -36,6 +36,7 @@ from .losses import Losses
 from .losses.objective import Objective
 from .merge import Hold
 from .modules import module_list
+from .ngrams import NgramEmbedding
 from .norm import rms_norm
 from .sharing import SharingMixin
 from .state import DecodingState, Register, StateNode, StateSpec
@@ -47,6 +48,7 @@ INIT_STD = 0.02  # of the embedding and the output head
 @dataclass
 class ModelState(StateNode):
     compressors: tuple[Register | None, ...]
+    ngrams: Register | None
     layers: tuple[LayerState, ...]
     holds: tuple[Register | None, ...]
     drafts: tuple[Register | None, ...]  # the last token of each stream that drafts, where that was asked for
@@ -80,6 +82,9 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         hierarchy_merge_all: merge into all streams, not into the predict stream only.
         predict_hierarchy: compress factor of the stream that predicts; the finest by default. Its stride must be 1.
         predict_use_all_hierarchy: compute the logits from all streams.
+        ngram_sizes: give the tokens of the predict stream a vector for each n-gram of these sizes that ends there,
+            looked up by its hash (arXiv 2412.09871); none by default.
+        ngram_table_size: rows of the table that each size has.
         recon_loss_weight: weight of the coarse streams' reconstruction of what they summarise.
         hierarchical_ar_loss_weight: weight of the coarse streams' prediction of their next disjoint token.
         prophet_loss_weight: weight of the coarse streams' prediction of the next `c` input tokens.
@@ -129,6 +134,8 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         hierarchy_merge_all: bool = False,
         predict_hierarchy: int | None = None,
         predict_use_all_hierarchy: bool = False,
+        ngram_sizes: Sequence[int] = (),
+        ngram_table_size: int = NGRAM_TABLE_SIZE,
         recon_loss_weight: float = 0.1,
         hierarchical_ar_loss_weight: float = 0.25,
         prophet_loss_weight: float = 0.0,
@@ -165,6 +172,8 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
             else Projection(config.dim_embedding, s.dim)
             for s in config.streams
         )
+        ngrams = config.ngrams
+        self.ngrams = NgramEmbedding(config.predict_stream.dim, ngrams.sizes, ngrams.table_size) if ngrams.sizes else None
         self.layers = module_list(
             Layer(config, config.merge_targets(is_last=i == config.depth - 1)) for i in range(config.depth)
         )
@@ -214,6 +223,7 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         )
         parts = ModelState(
             compressors=tuple(compressor.init_state(spec) for compressor in self.compressors),
+            ngrams=self.ngrams.init_state(spec) if self.ngrams is not None else None,
             layers=tuple(layer.init_state(spec) for layer in self.layers),
             holds=tuple(hold.init_state(spec) for hold in self.holds),
             drafts=tuple(
@@ -321,7 +331,7 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         chunks = self.chunks(0, inputs.shape[1])
         source = self._source(inputs)
         embedded = self._embed(inputs) if source is None else F.embedding(source.rows, source.table)
-        compressed = self._compress(embedded, chunks, source=source)
+        compressed = self._compress(inputs, embedded, chunks, source=source)
         if return_hierarchical_token_embeds:
             return compressed
         embeds = self._layers(compressed, chunks, merge=merge)
@@ -367,7 +377,7 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         """
         parts = state.parts
         assert isinstance(parts, ModelState)
-        compressed = self._compress(self._embed(ids), chunks, parts)
+        compressed = self._compress(ids, self._embed(ids), chunks, parts)
         embeds = self._layers(compressed, chunks, parts, merge=merge)
         for register, tokens in zip(parts.drafts, embeds, strict=True):
             if register is not None and tokens.shape[1]:
@@ -399,17 +409,21 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
 
     def _compress(
         self,
+        ids: Tensor,
         embedded: Tensor,
         chunks: Sequence[StreamChunk],
         parts: ModelState | None = None,
         source: Source | None = None,
     ) -> list[Tensor]:
-        """(b, n, d_emb) → the tokens (b, m, d) of each stream, of unit root mean square."""
+        """Ids (b, n) and embeddings (b, n, d_emb) → the tokens (b, m, d) of each stream, of unit root mean square."""
         states = parts.compressors if parts else (None,) * len(self.compressors)
         compressed = [
             compress(embedded, chunk.skip, state, source)
             for compress, chunk, state in zip(self.compressors, chunks, states, strict=True)
         ]
+        if self.ngrams is not None:
+            predict, padding = self.config.predict_index, ids == self.config.ignore_index
+            compressed[predict] = compressed[predict] + self.ngrams(ids, padding, parts.ngrams if parts else None)
         return [rms_norm(x) if x.shape[1] else x for x in compressed]
 
     def _layers(

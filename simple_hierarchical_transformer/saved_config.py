@@ -14,14 +14,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .arguments import build_config, to_arguments
+from .arguments import NGRAM_TABLE_SIZE, build_config, to_arguments
 from .config import ModelConfig
 
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
 CUSTOM = "<given when loading>"  # stands in the configuration for what JSON can't hold
 OBJECTS: dict[str, Any] = {"chunk_summarizers": None, "next_latent_loss_type": "mse"}  # and what goes for any of them
-ADDED_LATER: dict[str, Any] = {"checkpoint_activations": False}  # arguments younger than the format, and what they were
+ADDED_LATER: dict[str, Any] = {  # arguments younger than the format, and what they were
+    "checkpoint_activations": False,
+    "ngram_sizes": (),
+    "ngram_table_size": NGRAM_TABLE_SIZE,
+}
 KNOWN = tuple(inspect.signature(build_config).parameters)
 MOST_BYTES = 1 << 20  # of a configuration; those that are written have two thousand
 MOST_ROLLOUTS = 1 << 12  # each has a weight of its own

@@ -35,10 +35,10 @@ class StateSpec:
         """How many tokens of a stream are due at most in `max_rewind` input tokens."""
         return -(-self.max_rewind // stride)
 
-    def empty(self, *shape: int) -> Tensor:
-        """Memory that isn't even touched before it is used."""
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Memory that isn't even touched before it is used, of the model's type unless another is given."""
         with torch.inference_mode(False):  # what is made in it can't be changed outside of it
-            return torch.empty(self.batch_size, *shape, dtype=self.dtype, device=self.device)
+            return torch.empty(self.batch_size, *shape, dtype=dtype or self.dtype, device=self.device)
 
 
 class Leaf:
@@ -82,12 +82,15 @@ class Register(Leaf):
         keep: how many rows the module looks back on. `max_rewind` more are held before them, so that rows can be
             taken back.
         dim: width of a row.
+        dtype: of its numbers; the model's, unless another is given.
     """
 
-    def __init__(self, spec: StateSpec, *, stride: int, keep: int, dim: int) -> None:
+    def __init__(
+        self, spec: StateSpec, *, stride: int, keep: int, dim: int, dtype: torch.dtype | None = None
+    ) -> None:
         self.stride = stride
         self.keep = keep
-        self.rows = spec.empty(spec.spare(stride) + keep, dim).zero_()
+        self.rows = spec.empty(spec.spare(stride) + keep, dim, dtype=dtype).zero_()
         self.pending: Tensor | None = None
 
     def extend(self, new: Tensor) -> Tensor:

@@ -51,9 +51,12 @@ def stream_arguments(draw: st.DrawFn) -> dict[str, Any]:
         "predict_hierarchy": predict,
         "hierarchy_merge_all": several and draw(st.booleans()),
         "predict_use_all_hierarchy": several and draw(st.booleans()),
+        "ngram_sizes": draw(st.sampled_from([(), (), (2,), (3, 2), (2, 5)])),
         "ignore_index": draw(st.sampled_from([-100, -1, 0, 3, VOCABULARY])),
         "checkpoint_activations": draw(st.booleans()),
     } | {name: tuple(draw(values) for _ in factors) for name, values in per_stream.items()}
+    if arguments["ngram_sizes"]:
+        arguments["ngram_table_size"] = draw(st.sampled_from([1, 7, 64]))
     if any(window != 0 for window in arguments["window_sizes"]):
         arguments["use_flash_attn"] = draw(st.sampled_from([None, True, False]))
         arguments["use_xpos"] = draw(st.booleans())

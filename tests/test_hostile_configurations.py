@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from simple_hierarchical_transformer import CheckpointError, HierarchicalTransformer
 from simple_hierarchical_transformer.arguments import to_arguments
-from simple_hierarchical_transformer.saved_config import MOST_BYTES, checksum_of_json
+from simple_hierarchical_transformer.saved_config import ADDED_LATER, MOST_BYTES, checksum_of_json
 
 MEGABYTE = 1 << 20
 ARGUMENTS: dict[str, Any] = {
@@ -27,12 +27,12 @@ ARGUMENTS: dict[str, Any] = {
     "hierarchical_stride": (1, 2), "window_sizes": (3, 5), "prophet_loss_weight": 0.1,
     "prophet_loss_use_quantized": True, "rq_num_codebooks": 2, "rq_codebook_dim": 3, "rq_codebook_size": 5,
     "next_latent_loss_weight": (0.0, 0.5), "num_rollouts": 2, "dynamics_hidden_dim": 3, "dynamics_num_layers": 2,
-    "rollout_weights": (0.75, 0.25),
+    "rollout_weights": (0.75, 0.25), "ngram_sizes": (2, 3), "ngram_table_size": 7,
 }  # fmt: skip
 WHOLE = [
     "num_tokens", "dim", "depth", "seq_len", "dim_head", "heads", "hierarchies", "window_sizes", "hierarchical_stride",
     "predict_hierarchy", "rq_num_codebooks", "rq_codebook_dim", "rq_codebook_size", "num_rollouts",
-    "dynamics_hidden_dim", "dynamics_num_layers",
+    "dynamics_hidden_dim", "dynamics_num_layers", "ngram_table_size",
 ]  # fmt: skip
 REAL = [
     "ff_mult", "recon_loss_weight", "hierarchical_ar_loss_weight", "prophet_loss_weight", "next_latent_loss_weight",
@@ -77,6 +77,7 @@ for name in REAL:
     ask(name, -1, 10**4000, "0.5", [], [[0.5]], {}, [0.5] * 1000)
 for name in FLAGS:
     ask(name, 1, None, "true", [True, True], {})
+ask("ngram_sizes", 2**30, 10**4000, -1, 1, 1e300, "8", [], [[8]], {}, [8] * 1000, list(range(2, 50)), [2, 2])
 ask("ff_mult", 1e9, 1e300, 2**62)
 ask("ignore_index", 2**63, -(2**64), 0.5, None, "0", [], {})
 ask("use_flash_attn", 0, "true", [], {})
@@ -85,7 +86,7 @@ ask("next_latent_loss_type", "os.system", "eval", None, 1, [], {})
 CONFIGURATIONS += [
     (f"without {name}", {key: value for key, value in HONEST.items() if key != name})
     for name in HONEST
-    if name != "checkpoint_activations"
+    if name not in ADDED_LATER
 ]
 CONFIGURATIONS += [(f"with {name!r}", HONEST | {name: 1}) for name in ("depht", "", "__class__", "self", "x" * 10_000)]
 CONFIGURATIONS += [

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..arguments import NGRAM_TABLE_SIZE
 from ..validation import flag, number, only_with, shown, whole
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -17,6 +18,7 @@ SCHEDULES = ("constant", "cosine", "linear")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 DEFAULT_MINUTES = 3.0
 DEFAULT_MUON_LR = 0.02
+DEFAULT_NGRAM_LR = 0.01
 DEFAULT_COOLDOWN = 0.5
 NEAR_WINDOW = 64  # of the finest stream, where no other is given
 MOST_TOKENS = 2**53  # beyond it, a float isn't exact
@@ -38,6 +40,8 @@ class ModelArguments:
         hierarchies: compress factor of each stream
         hierarchical_stride: stride of each stream
         window_sizes: previous tokens that are attended to, of all streams or of each, or none for all of them
+        ngram_sizes: sizes of the n-grams that have vectors of their own
+        ngram_table_size: rows of the table of each size
         recon_loss_weight: weight of what coarse streams learn by telling what they summarise
         hierarchical_ar_loss_weight: weight of what they learn by predicting their next disjoint token
         next_latent_loss_weight: weight of what streams learn by predicting their next latents, of all or of each
@@ -54,6 +58,8 @@ class ModelArguments:
     hierarchies: int | tuple[int, ...] = (1, 8)
     hierarchical_stride: int | tuple[int, ...] = (1, 8)
     window_sizes: int | tuple[int | None, ...] | None = (NEAR_WINDOW, None)
+    ngram_sizes: tuple[int, ...] = ()
+    ngram_table_size: int = NGRAM_TABLE_SIZE
     recon_loss_weight: float = 0.1
     hierarchical_ar_loss_weight: float = 0.25
     prophet_loss_weight: float = 0.0
@@ -86,7 +92,8 @@ class TrainConfig:
         seq_len: tokens that are predicted per sequence
         optimizer: muon (for the hidden matrices, with AdamW for the rest) or adamw
         muon_lr: learning rate of the hidden matrices with muon; none: 0.02
-        adamw_lr: learning rate of all that AdamW moves
+        adamw_lr: learning rate of all else that AdamW moves
+        ngram_lr: learning rate of the vectors of n-grams, each of which is rare; none: 0.01
         weight_decay: decoupled decay of matrices, times the learning rate
         schedule: what the learning rates do between warm-up and end: constant, with a cooldown; cosine; linear
         warmup: share of the run in which the learning rates rise from 0
@@ -135,6 +142,7 @@ class TrainConfig:
     optimizer: str = "muon"
     muon_lr: float | None = None
     adamw_lr: float = 3e-3
+    ngram_lr: float | None = None
     weight_decay: float = 0.0
     schedule: str = "constant"
     warmup: float = 0.02
@@ -203,7 +211,7 @@ class TrainConfig:
             choice(name, getattr(self, name), allowed)
         choice("device", self.device, DEVICES, " (and set CUDA_VISIBLE_DEVICES to choose among several GPUs)")
         normalise("log", tuple(choice("log", name, TRACKERS) for name in listed("log", self.log, "names")))
-        for name in ("muon_lr", "cooldown", "checkpoint_minutes"):
+        for name in ("muon_lr", "ngram_lr", "cooldown", "checkpoint_minutes"):
             if getattr(self, name) is not None:
                 normalise(name, number(name, getattr(self, name), positive=name != "cooldown"))
         self._check_together()
@@ -213,6 +221,8 @@ class TrainConfig:
         only_with(self.sample_length > 0, "sample_length above 0", sample_every=(self.sample_every, 0))
         only_with(self.resume, "resume", resume_fallback=(self.resume_fallback, False))
         only_with(self.optimizer == "muon", "optimizer='muon'", muon_lr=(self.muon_lr, None))
+        if isinstance(self.model, ModelArguments):
+            only_with(bool(self.model.ngram_sizes), "ngram_sizes", ngram_lr=(self.ngram_lr, None))
         only_with(self.schedule == "constant", "schedule='constant'", cooldown=(self.cooldown, None))
         if self.schedule == "constant" and self.warmup + self.cooldown_share > 1:
             raise ValueError(
@@ -243,6 +253,10 @@ class TrainConfig:
     @property
     def hidden_lr(self) -> float:
         return DEFAULT_MUON_LR if self.muon_lr is None else self.muon_lr
+
+    @property
+    def rare_lr(self) -> float:
+        return DEFAULT_NGRAM_LR if self.ngram_lr is None else self.ngram_lr
 
     @property
     def cooldown_share(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,28 +22,41 @@ from .config import TrainConfig
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # also of what is sharded over processes
 
 
-def split_parameters(model: HierarchicalTransformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The hidden matrices, and everything else: embedding, head, and what is no matrix. Each parameter once.
+class Parameters(NamedTuple):
+    """Those of a model, each once, by what moves them best.
 
     Muon makes the singular values of an update alike, which suits a map between hidden features. The rows of a table
-    that is looked up, or that scores tokens, are independent of each other and better off with AdamW.
+    that is looked up, or that scores tokens, are independent of each other and better off with AdamW. Most n-grams are
+    rare, so what is learnt of one has to be learnt in few steps.
     """
+
+    matrices: list[nn.Parameter]  # between hidden features
+    ngrams: list[nn.Parameter]
+    rest: list[nn.Parameter]  # embedding, head, and what is no matrix
+
+
+def split_parameters(model: HierarchicalTransformer) -> Parameters:
     tables = {id(model.token_emb.weight), id(model.to_logits.weight)}
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    ngrams = set() if model.ngrams is None else {id(model.ngrams.vectors.weight)}
+    split = Parameters([], [], [])
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            is_hidden_matrix = parameter.ndim == 2 and id(parameter) not in tables
-            (matrices if is_hidden_matrix else rest).append(parameter)
-    return matrices, rest
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in ngrams:
+            split.ngrams.append(parameter)
+        elif parameter.ndim == 2 and id(parameter) not in tables:
+            split.matrices.append(parameter)
+        else:
+            split.rest.append(parameter)
+    return split
 
 
 def make_optimizers(model: HierarchicalTransformer, config: TrainConfig) -> list[Optimizer]:
     """Muon (Jordan et al., 2024) for the hidden matrices and AdamW for the rest, or AdamW for all.
 
-    Matrices decay (Loshchilov & Hutter, 2019), and so do no gains and biases.
+    Matrices decay (Loshchilov & Hutter, 2019), but no gains and biases, and no vectors of n-grams, which are rare.
     """
-    matrices, rest = split_parameters(model)
+    matrices, ngrams, rest = split_parameters(model)
     decay, betas = config.weight_decay, (0.9, 0.95)
     by_adamw = list(rest)
     optimizers: list[Optimizer] = []
@@ -54,6 +67,7 @@ def make_optimizers(model: HierarchicalTransformer, config: TrainConfig) -> list
     groups = [
         {"params": [parameter for parameter in by_adamw if parameter.ndim >= 2], "weight_decay": decay},
         {"params": [parameter for parameter in by_adamw if parameter.ndim < 2], "weight_decay": 0.0},
+        {"params": ngrams, "weight_decay": 0.0, "lr": config.rare_lr},
     ]
     groups = [group for group in groups if group["params"]]
     optimizers.append(AdamW(groups, lr=config.adamw_lr, betas=betas, fused=True))

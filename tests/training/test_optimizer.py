@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.optim import AdamW, Muon, Optimizer
 
 from simple_hierarchical_transformer import HierarchicalTransformer
-from simple_hierarchical_transformer.training import TrainConfig
+from simple_hierarchical_transformer.training import ModelArguments, TrainConfig
 from simple_hierarchical_transformer.training.config import SCHEDULES
 from simple_hierarchical_transformer.training.optimizer import (
     lay_out_momentum,
@@ -32,6 +32,7 @@ def tiny_model(**arguments: object) -> HierarchicalTransformer:
         {"hierarchies": 1},
         {"hierarchy_merge_all": True, "prophet_loss_weight": 0.1, "next_latent_loss_weight": 0.1},
         {"predict_use_all_hierarchy": True, "dim": (8, 12)},
+        {"ngram_sizes": (2, 3), "ngram_table_size": 5},
     ],
 )
 def test_each_parameter_is_in_exactly_one_group(arguments: dict[str, object]) -> None:
@@ -47,7 +48,8 @@ def test_each_parameter_is_in_exactly_one_group(arguments: dict[str, object]) ->
 
 def test_only_hidden_matrices_go_to_muon() -> None:
     model = tiny_model()
-    matrices, rest = split_parameters(model)
+    matrices, ngrams, rest = split_parameters(model)
+    assert not ngrams
     tables = {id(model.token_emb.weight), id(model.to_logits.weight)}
     assert matrices
     assert all(parameter.ndim == 2 and id(parameter) not in tables for parameter in matrices)
@@ -55,6 +57,15 @@ def test_only_hidden_matrices_go_to_muon() -> None:
     muon, adamw = make_optimizers(model, TrainConfig(muon_lr=0.01, adamw_lr=0.003))
     assert isinstance(muon, Muon)
     assert isinstance(adamw, AdamW)
+
+
+def test_ngrams_have_a_learning_rate_of_their_own_and_dont_decay() -> None:
+    model = tiny_model(ngram_sizes=(2,), ngram_table_size=5)
+    assert model.ngrams is not None
+    config = TrainConfig(ngram_lr=0.5, weight_decay=0.1, model=ModelArguments(ngram_sizes=(2,)))
+    groups = [group for optimizer in make_optimizers(model, config) for group in optimizer.param_groups]
+    (group,) = [g for g in groups if any(p is model.ngrams.vectors.weight for p in g["params"])]
+    assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.5, 0.0, 1)
 
 
 def test_learning_rates_are_scaled_from_where_they_began() -> None:

@@ -43,6 +43,8 @@ MODELS = st.builds(
     hierarchies=one_or_several(COUNTS),
     hierarchical_stride=one_or_several(COUNTS),
     window_sizes=one_or_several(st.none() | st.integers(0), st.none() | COUNTS),
+    ngram_sizes=st.lists(COUNTS, min_size=1, max_size=4).map(tuple),
+    ngram_table_size=COUNTS,
     prophet_loss_weight=POSITIVE,
     checkpoint_activations=st.booleans(),
 )
@@ -59,6 +61,7 @@ CONFIGS = st.builds(
     minutes=st.none() | POSITIVE,
     muon_lr=st.none() | POSITIVE,
     adamw_lr=POSITIVE,
+    ngram_lr=st.none() | POSITIVE,
     warmup=SHARES,
     cooldown=st.none() | SHARES,
     precision=st.sampled_from(PRECISIONS),
