@@ -16,6 +16,7 @@ from torch import nn
 from .config import LatentLoss, ModelConfig, NextLatentConfig, NgramConfig, ProphetConfig, StreamConfig
 from .validation import flag, number, only_with, per_stream, power_of_two, shown, whole
 
+MERGE_TYPES = ("mlp", "linear")
 NGRAM_TABLE_SIZE = 16_384
 LONGEST_NGRAM = 64
 NEXT_LATENT_LOSS_TYPES = ("mse_and_cosine_sim", "mse", "smooth_l1")
@@ -266,6 +267,8 @@ def build_config(
     window_sizes: int | Sequence[int | None] | None,
     hierarchical_stride: int | Sequence[int],
     hierarchy_merge_all: bool,
+    merge_type: str,
+    compress_after: int,
     predict_hierarchy: int | None,
     predict_use_all_hierarchy: bool,
     ngram_sizes: Sequence[int],
@@ -313,6 +316,16 @@ def build_config(
         hierarchical_ar_loss_weight=(hierarchical_ar_loss_weight, 0.25),
     )
     only_with(several, "several hierarchies", hierarchy_merge_all=(hierarchy_merge_all, False))
+    only_with(several, "several hierarchies", merge_type=(merge_type, "mlp"), compress_after=(compress_after, 0))
+    if merge_type not in MERGE_TYPES:
+        raise ValueError(f"merge_type must be one of {MERGE_TYPES}, got {shown(merge_type)}: choose one of them")
+    depth = whole("depth", depth, least=1)
+    compress_after = whole("compress_after", compress_after, least=0)
+    if compress_after >= depth:
+        raise ValueError(
+            f"compress_after must be below depth={depth}, so that the other streams have layers, got {compress_after}: "
+            "lower it, or raise depth"
+        )
     only_with(several, "several hierarchies", predict_use_all_hierarchy=(predict_use_all_hierarchy, False))
     only_with(
         any(stream.window_size != 0 for stream in streams),
@@ -322,11 +335,13 @@ def build_config(
     )
     config = ModelConfig(
         num_tokens=whole("num_tokens", num_tokens, least=1),
-        depth=whole("depth", depth, least=1),
+        depth=depth,
         seq_len=whole("seq_len", seq_len, least=1),
         streams=streams,
         predict_index=find_predict_index(streams, predict_hierarchy),
         merge_all=flag("hierarchy_merge_all", hierarchy_merge_all),
+        merge_type=merge_type,
+        compress_after=compress_after,
         predict_use_all=flag("predict_use_all_hierarchy", predict_use_all_hierarchy),
         ngrams=build_ngrams(ngram_sizes, ngram_table_size),
         reconstruction_weight=number("recon_loss_weight", recon_loss_weight),
@@ -359,8 +374,8 @@ def build_config(
         checkpoint_activations=flag("checkpoint_activations", checkpoint_activations),
     )
     only_with(
-        config.depth > 1 or config.merge_targets(is_last=True) != (config.predict_index,),
-        "depth > 1 or a loss of the other streams",
+        config.shared_depth > 1 or config.merge_targets(is_last=True) != (config.predict_index,),
+        f"depth > {compress_after + 1} or a loss of the other streams",
         hierarchy_merge_all=(hierarchy_merge_all, False),
     )
     return config
@@ -381,6 +396,8 @@ def to_arguments(config: ModelConfig) -> dict[str, Any]:
         "window_sizes": tuple(s.window_size for s in streams),
         "hierarchical_stride": tuple(s.stride for s in streams),
         "hierarchy_merge_all": config.merge_all,
+        "merge_type": config.merge_type,
+        "compress_after": config.compress_after,
         "predict_hierarchy": config.predict_stream.compress_factor,
         "predict_use_all_hierarchy": config.predict_use_all,
         "ngram_sizes": config.ngrams.sizes,

@@ -196,10 +196,11 @@ def check_count(folder: Path, config: ModelConfig, header: Mapping[str, Stored])
 def fewest_tensors(config: ModelConfig) -> int:
     """What the layers and dynamics networks of a model have at least, counted without building any."""
     streams, latent = len(config.streams), config.next_latent
-    layers = 2 * streams * config.depth  # a feed-forward each
+    layers = 2 * sum(config.depth_of(i) for i in range(streams))  # a feed-forward each
     if streams > 1:
         targets = [len(config.merge_targets(is_last=is_last)) for is_last in (False, True)]
-        layers += (targets[0] * (config.depth - 1) + targets[1]) * (streams + 2)
+        each = streams + 2 if config.merge_type == "mlp" else streams - 1
+        layers += (targets[0] * (config.shared_depth - 1) + targets[1]) * each
     return layers + latent.num_layers * sum(weight > 0 for weight in latent.weights)
 
 

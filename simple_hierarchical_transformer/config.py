@@ -99,6 +99,8 @@ class ModelConfig:
     streams: tuple[StreamConfig, ...]
     predict_index: int
     merge_all: bool
+    merge_type: str
+    compress_after: int
     predict_use_all: bool
     ngrams: NgramConfig
     reconstruction_weight: float
@@ -115,9 +117,10 @@ class ModelConfig:
         """The largest width of a stream, or the size of the vocabulary where that is less and a stream is coarse.
 
         Embeddings of v ids span v dimensions at most. What compressors make of wider ones they can make of these, with
-        fewer parameters. A module that is given for summaries counts on the largest width.
+        fewer parameters. A module that is given for summaries counts on the largest width. Where coarse streams begin
+        in the states of the predict stream, only that one reads the embeddings.
         """
-        widest = max(stream.dim for stream in self.streams)
+        widest = self.predict_stream.dim if self.compress_after else max(stream.dim for stream in self.streams)
         given = any(module is not None for module in self.next_latent.chunk_summarizers)
         is_compressed = any(stream.is_coarse for stream in self.streams)
         return min(widest, self.num_tokens) if is_compressed and not given else widest
@@ -130,6 +133,20 @@ class ModelConfig:
     def dim_head_input(self) -> int:
         """Width of what the logits come from: the predict stream's, or that of all streams side by side."""
         return sum(s.dim for s in self.streams) if self.predict_use_all else self.predict_stream.dim
+
+    def dim_compressed(self, index: int) -> int:
+        """Width of what the tokens of stream `index` are made from."""
+        from_states = self.compress_after and index != self.predict_index
+        return self.predict_stream.dim if from_states else self.dim_embedding
+
+    def depth_of(self, index: int) -> int:
+        """Layers that stream `index` goes through."""
+        return self.depth if index == self.predict_index else self.depth - self.compress_after
+
+    @property
+    def shared_depth(self) -> int:
+        """Layers that all streams go through."""
+        return self.depth - self.compress_after
 
     def merge_targets(self, *, is_last: bool) -> tuple[int, ...]:
         """Indices of the streams that a layer merges into."""

@@ -61,21 +61,30 @@ def stream_length(stream: StreamConfig, seq_len: int) -> int:
 def forward_products(config: ModelConfig, seq_len: int) -> Iterator[tuple[str, int | None, int]]:
     """Part, stream and multiply-adds of every linear map and attention between the ids and the logits."""
     lengths = [stream_length(s, seq_len) for s in config.streams]
-    for s, m in zip(config.streams, lengths, strict=True):
-        c, d, inner = s.compress_factor, s.dim, s.heads * s.dim_head
+    for i, (s, m) in enumerate(zip(config.streams, lengths, strict=True)):
+        c, d, inner, depth, dim_in = (
+            s.compress_factor,
+            s.dim,
+            s.heads * s.dim_head,
+            config.depth_of(i),
+            config.dim_compressed(i),
+        )
         if s.is_coarse:
-            yield COMPRESS, c, m * (c * config.dim_embedding * d + d * d)
-        elif d != config.dim_embedding:
-            yield COMPRESS, c, m * config.dim_embedding * d
+            yield COMPRESS, c, m * (c * dim_in * d + d * d)
+        elif d != dim_in:
+            yield COMPRESS, c, m * dim_in * d
         if s.window_size != 0:
             pairs = visible_pairs(m, s.phase_groups, s.reach(config.seq_len))
-            yield ATTENTION, c, config.depth * (m * 4 * d * inner + pairs * 2 * inner)
-        yield FEEDFORWARD, c, config.depth * m * 2 * d * s.ff_dim
+            yield ATTENTION, c, depth * (m * 4 * d * inner + pairs * 2 * inner)
+        yield FEEDFORWARD, c, depth * m * 2 * d * s.ff_dim
+    has_hidden = config.merge_type == "mlp"
     for target in merges(config):
         dim = config.streams[target].dim
-        for s, m in zip(config.streams, lengths, strict=True):  # each is projected at its own rate, if that is lower
-            yield MERGE, s.compress_factor, min(m, lengths[target]) * s.dim * 2 * dim
-        yield MERGE, config.streams[target].compress_factor, lengths[target] * 2 * dim * dim
+        for i, (s, m) in enumerate(zip(config.streams, lengths, strict=True)):
+            if has_hidden or i != target:  # each is projected at its own rate, if that is lower
+                yield MERGE, s.compress_factor, min(m, lengths[target]) * s.dim * (2 * dim if has_hidden else dim)
+        if has_hidden:
+            yield MERGE, config.streams[target].compress_factor, lengths[target] * 2 * dim * dim
     yield HEAD, None, seq_len * config.dim_head_input * config.num_tokens
 
 
@@ -99,8 +108,8 @@ def visible_pairs(tokens: int, groups: int, reach: int) -> int:
 def merges(config: ModelConfig) -> Iterator[int]:
     """The target of each merge of each layer."""
     if len(config.streams) > 1:
-        for layer in range(config.depth):
-            yield from config.merge_targets(is_last=layer == config.depth - 1)
+        for layer in range(config.shared_depth):
+            yield from config.merge_targets(is_last=layer == config.shared_depth - 1)
 
 
 def loss_products(config: ModelConfig, seq_len: int) -> Iterator[tuple[str, int | None, int]]:
@@ -192,13 +201,13 @@ def kept_elements(config: ModelConfig, seq_len: int, batch_size: int) -> Iterato
     of CPUs; elsewhere windows and phases are laid out anew, and kept as such.
     """
     latent, several = config.next_latent, len(config.streams) > 1
-    layers = 1 if config.checkpoint_activations else config.depth  # whose inner tensors are kept at a time
     yield EMBED, None, seq_len * config.dim_embedding
-    for s, weight in zip(config.streams, latent.weights, strict=True):
+    for i, (s, weight) in enumerate(zip(config.streams, latent.weights, strict=True)):
         c, d, m, inner = s.compress_factor, s.dim, stream_length(s, seq_len), s.heads * s.dim_head
+        layers = 1 if config.checkpoint_activations else config.depth_of(i)  # whose inner tensors are kept at a time
         if s.is_coarse:
             windows = seq_len + c - 1 if batch_size == 1 else m * c  # a view of the padded embeddings, or a copy
-            yield COMPRESS, c, windows * config.dim_embedding + m * d
+            yield COMPRESS, c, windows * config.dim_compressed(i) + m * d
         yield COMPRESS, c, m * d
         if s.window_size != 0:
             kept = (4 + 4 * config.use_xpos) * inner  # queries, keys, values, output; what xPos scales, and pieces
@@ -208,7 +217,7 @@ def kept_elements(config: ModelConfig, seq_len: int, batch_size: int) -> Iterato
         if several:
             yield MERGE, c, layers * m * d
         if config.checkpoint_activations:
-            yield LAYERS, c, (config.depth - 1) * m * d
+            yield LAYERS, c, (config.depth_of(i) - 1) * m * d
         yield HEAD, None, m * d
         if s.is_coarse and config.reconstruction_weight > 0:
             yield RECONSTRUCTION, c, asked_tokens(s, seq_len) * config.dim_head_input
@@ -221,9 +230,10 @@ def kept_elements(config: ModelConfig, seq_len: int, batch_size: int) -> Iterato
             hidden = 2 * sum(dynamics_widths(config, s)[1:-1])  # before and after each activation
             # both inputs, normed and side by side; prediction and target
             yield NEXT_LATENT, c, sum(rollout_lengths(config, s, m)) * (6 * d + hidden)
-    for target in set(merges(config)) if config.checkpoint_activations else merges(config):
-        s = config.streams[target]
-        yield MERGE, s.compress_factor, stream_length(s, seq_len) * 2 * s.dim
+    if config.merge_type == "mlp":
+        for target in set(merges(config)) if config.checkpoint_activations else merges(config):
+            s = config.streams[target]
+            yield MERGE, s.compress_factor, stream_length(s, seq_len) * 2 * s.dim
     yield HEAD, None, seq_len * config.dim_head_input
 
 
@@ -261,18 +271,35 @@ def earliest_inputs(config: ModelConfig, outputs: dict[int, Tensor]) -> Tensor:
     followed back, stream by stream. Where a phase begins, all begin at input 0: a token of its first row sees it.
     """
     reached = dict(outputs)
-    for layer in reversed(range(config.depth)):
-        targets = config.merge_targets(is_last=layer == config.depth - 1) if len(config.streams) > 1 else ()
+
+    def through_block(i: int) -> None:
+        s = config.streams[i]
+        # one back by the shift before the feed-forward, and before attention by its window and a shift
+        back = 1 + (0 if s.window_size == 0 else s.reach(config.seq_len) + 1)
+        reached[i] = (reached[i] - back * s.compress_factor).clamp(min=0)
+
+    def made_from(i: int) -> Tensor:
+        """The first position that goes into the first of the stream's tokens that are reached."""
+        longest = config.streams[i].compress_factor
+        if i == config.predict_index:
+            longest = max(longest, *config.ngrams.sizes, 1)
+        return (reached[i] - longest + 1).clamp(min=0)
+
+    for layer in reversed(range(config.shared_depth)):
+        targets = config.merge_targets(is_last=layer == config.shared_depth - 1) if len(config.streams) > 1 else ()
         heard = [reached[target] for target in targets if target in reached]
         if heard:
             position = torch.stack(heard).amin(dim=0)
             for i, s in enumerate(config.streams):
                 token = position // s.stride * s.stride
                 reached[i] = torch.minimum(reached[i], token) if i in reached else token
-        for i, s in enumerate(config.streams):
-            if i in reached:
-                # one back by the shift before the feed-forward, and before attention by its window and a shift
-                back = 1 + (0 if s.window_size == 0 else s.reach(config.seq_len) + 1)
-                reached[i] = (reached[i] - back * s.compress_factor).clamp(min=0)
-    seen = [(reached[i] - config.streams[i].compress_factor + 1).clamp(min=0) for i in reached]
+        for i in reached:
+            through_block(i)
+    if config.compress_after:
+        predict = config.predict_index
+        states = [made_from(i) for i in reached if i != predict]
+        reached = {predict: torch.stack([*states, *([reached[predict]] if predict in reached else [])]).amin(dim=0)}
+        for _ in range(config.compress_after):
+            through_block(predict)
+    seen = [made_from(i) for i in reached]
     return torch.stack(seen).amin(dim=0)

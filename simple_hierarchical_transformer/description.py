@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from torch import Tensor
 
@@ -12,11 +12,14 @@ from . import breakdown
 from .breakdown import Breakdown, aligned, stream_name
 from .config import ModelConfig
 from .cost import activation_bytes, multiply_adds, receptive_field
+from .merge import Merge
 from .state import DecodingState, Leaf
 from .validation import flag, whole
 
 if TYPE_CHECKING:
     from .model import HierarchicalTransformer, ModelState
+
+L = TypeVar("L")
 
 
 class DescriptionMixin:
@@ -190,15 +193,16 @@ def parameters_by_part(model: HierarchicalTransformer) -> Iterator[tuple[str, in
         yield breakdown.COMPRESS, factor, compressor.parameters()
     if model.ngrams is not None:
         yield breakdown.EMBED, model.config.predict_stream.compress_factor, model.ngrams.parameters()
-    for layer in model.layers:
-        for factor, block in zip(factors, layer.blocks, strict=True):
+    for layer, through in layers_and_factors(model.config, model.opening, model.layers):
+        for factor, block in zip(through, layer.blocks, strict=True):
             if block.attention is not None:
                 yield breakdown.ATTENTION, factor, block.attention.parameters()
             yield breakdown.FEEDFORWARD, factor, block.feedforward.parameters()
         for merge in layer.merge.merges if layer.merge is not None else ():
-            for factor, projection in zip(factors, merge.projections, strict=True):
-                yield breakdown.MERGE, factor, projection.parameters()
-            yield breakdown.MERGE, factors[merge.target], [merge.bias, *merge.to_out.parameters()]
+            for source, projection in zip(merge.sources, merge.projections, strict=True):
+                yield breakdown.MERGE, factors[source], projection.parameters()
+            if isinstance(merge, Merge):
+                yield breakdown.MERGE, factors[merge.target], [merge.bias, *merge.to_out.parameters()]
     yield breakdown.HEAD, None, model.to_logits.parameters()
     objective = model.objective
     for part, heads in (
@@ -211,6 +215,14 @@ def parameters_by_part(model: HierarchicalTransformer) -> Iterator[tuple[str, in
             yield part, factors[int(index)], head.parameters()
 
 
+def layers_and_factors(
+    config: ModelConfig, opening: Iterable[L], layers: Iterable[L]
+) -> Iterator[tuple[L, Sequence[int]]]:
+    """Each layer, or its state, and the compress factors of the streams that go through it."""
+    yield from ((layer, [config.predict_stream.compress_factor]) for layer in opening)
+    yield from ((layer, [s.compress_factor for s in config.streams]) for layer in layers)
+
+
 def cache_by_part(config: ModelConfig, state: DecodingState) -> Iterator[tuple[str, int | None, int]]:
     """Part, stream and bytes of every leaf of a decoding state."""
     parts = cast("ModelState", state.parts)
@@ -218,13 +230,13 @@ def cache_by_part(config: ModelConfig, state: DecodingState) -> Iterator[tuple[s
     for factor, register in zip(factors, parts.compressors, strict=True):
         yield breakdown.COMPRESS, factor, leaf_bytes(register)
     yield breakdown.EMBED, config.predict_stream.compress_factor, leaf_bytes(parts.ngrams)
-    for layer in parts.layers:
-        for factor, block in zip(factors, layer.blocks, strict=True):
+    for layer, through in layers_and_factors(config, parts.opening, parts.layers):
+        for factor, block in zip(through, layer.blocks, strict=True):
             yield breakdown.ATTENTION, factor, leaf_bytes(block.shift) + leaf_bytes(block.attention)
             yield breakdown.FEEDFORWARD, factor, leaf_bytes(block.ff_shift)
         for merge in layer.merge.merges if layer.merge is not None else ():
-            for factor, register in zip(factors, merge.held, strict=True):
-                yield breakdown.MERGE, factor, leaf_bytes(register)
+            for source, register in zip(merge.sources, merge.held, strict=True):
+                yield breakdown.MERGE, factors[source], leaf_bytes(register)
     for factor, register in zip(factors, parts.holds, strict=False):
         yield breakdown.HEAD, factor, leaf_bytes(register)
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint as recompute_for_backward
 
 from .block import Block, BlockState
 from .chunk import StreamChunk
-from .config import ModelConfig
+from .config import ModelConfig, StreamConfig
 from .merge import LayerMerge, LayerMergeState
 from .modules import module_list
 from .state import StateNode, StateSpec
@@ -25,14 +25,14 @@ class LayerState(StateNode):
 class Layer(nn.Module):
     """One block per stream, then all streams are merged into the predict stream, or into every stream."""
 
-    def __init__(self, config: ModelConfig, targets: Sequence[int]) -> None:
+    def __init__(self, config: ModelConfig, streams: Sequence[StreamConfig], targets: Sequence[int]) -> None:
         super().__init__()
         self.blocks = module_list(
             Block(stream, seq_len=config.seq_len, use_flash_attn=config.use_flash_attn, use_xpos=config.use_xpos)
-            for stream in config.streams
+            for stream in streams
         )
-        dims, strides = [s.dim for s in config.streams], [s.stride for s in config.streams]
-        self.merge = LayerMerge(dims, strides, targets) if len(config.streams) > 1 else None
+        dims, strides = [s.dim for s in streams], [s.stride for s in streams]
+        self.merge = LayerMerge(dims, strides, targets, config.merge_type) if len(streams) > 1 else None
 
     def init_state(self, spec: StateSpec) -> LayerState:
         return LayerState(

@@ -73,6 +73,7 @@ class Hold(nn.Module):
 @dataclass
 class MergeState(StateNode):
     held: tuple[Register | None, ...]
+    sources: Sequence[int]  # the streams that they are of
 
 
 class Merge(nn.Module):
@@ -82,13 +83,14 @@ class Merge(nn.Module):
         super().__init__()
         dim = dims[target]
         self.target = target
+        self.sources: Sequence[int] = range(len(dims))
         self.projections = module_list(Linear(d, 2 * dim, bias=False) for d in dims)
         self.holds = module_list(Hold(stride, strides[target], 2 * dim) for stride in strides)
         self.bias = nn.Parameter(torch.zeros(2 * dim))
         self.to_out = Linear(2 * dim, dim, bias=False)
 
     def init_state(self, spec: StateSpec) -> MergeState:
-        return MergeState(tuple(hold.init_state(spec) for hold in self.holds))
+        return MergeState(tuple(hold.init_state(spec) for hold in self.holds), self.sources)
 
     def forward(
         self,
@@ -132,6 +134,48 @@ class Merge(nn.Module):
         return linear_squared_relu_linear(inputs, weights, self.to_out.weight, self.bias, ratios)
 
 
+class LinearMerge(nn.Module):
+    """What one stream receives from the others, each by one linear map: no hidden layer, and nothing of its own.
+
+    A coarse stream costs then what it costs at its own rate, and a sum.
+    """
+
+    def __init__(self, dims: Sequence[int], strides: Sequence[int], target: int) -> None:
+        super().__init__()
+        dim = dims[target]
+        self.target = target
+        self.sources: Sequence[int] = [i for i in range(len(dims)) if i != target]
+        self.projections = module_list(Linear(dims[i], dim, bias=False) for i in self.sources)
+        self.holds = module_list(Hold(strides[i], strides[target], dim) for i in self.sources)
+
+    def init_state(self, spec: StateSpec) -> MergeState:
+        return MergeState(tuple(hold.init_state(spec) for hold in self.holds), self.sources)
+
+    def forward(
+        self,
+        normed: Sequence[Tensor | None],
+        chunks: Sequence[StreamChunk],
+        state: MergeState | None = None,
+        sources: frozenset[int] | None = None,
+    ) -> Tensor | None:
+        """See `Merge.forward`; None where no other stream is pooled. The target's own tokens aren't read."""
+        held = state.held if state is not None else (None,) * len(self.holds)
+        received: Tensor | None = None
+        for index, project, hold, register in zip(self.sources, self.projections, self.holds, held, strict=True):
+            if sources is not None and index not in sources:
+                continue
+            tokens, chunk = normed[index], chunks[index]
+            if hold.repeats:
+                rows = hold(None if tokens is None else project(tokens), chunk, chunks[self.target], register)
+            else:
+                rows = project(hold(tokens, chunk, chunks[self.target]))
+            received = rows if received is None else received + rows
+        return received
+
+
+MERGES: dict[str, type[Merge] | type[LinearMerge]] = {"mlp": Merge, "linear": LinearMerge}
+
+
 @dataclass
 class LayerMergeState(StateNode):
     merges: tuple[MergeState, ...]
@@ -140,9 +184,11 @@ class LayerMergeState(StateNode):
 class LayerMerge(nn.Module):
     """All merges of one layer; each adds what it pooled to the stream that it is for."""
 
-    def __init__(self, dims: Sequence[int], strides: Sequence[int], targets: Sequence[int]) -> None:
+    def __init__(self, dims: Sequence[int], strides: Sequence[int], targets: Sequence[int], merge_type: str) -> None:
         super().__init__()
-        self.merges = module_list(Merge(dims, strides, target) for target in targets)
+        made = MERGES[merge_type]
+        self.merges: Sequence[Merge | LinearMerge] = module_list(made(dims, strides, target) for target in targets)
+        self.read = frozenset(source for merge in self.merges for source in merge.sources)
 
     def init_state(self, spec: StateSpec) -> LayerMergeState:
         return LayerMergeState(tuple(merge.init_state(spec) for merge in self.merges))
@@ -154,12 +200,16 @@ class LayerMerge(nn.Module):
         state: LayerMergeState | None = None,
         sources: frozenset[int] | None = None,
     ) -> list[Tensor]:
-        normed = [rms_norm(tokens, product_dtype(tokens)) if tokens.shape[1] else None for tokens in streams]
+        normed = [
+            rms_norm(tokens, product_dtype(tokens)) if i in self.read and tokens.shape[1] else None
+            for i, tokens in enumerate(streams)
+        ]
         states = state.merges if state is not None else (None,) * len(self.merges)
         merged = list(streams)
         for merge, merge_state in zip(self.merges, states, strict=True):
             # a target without a token in this chunk has no source with a token that it would have to hold
             if chunks[merge.target].length:
                 received, owns = merge(normed, chunks, merge_state, sources), returns_its_own(merge, Merge)
-                merged[merge.target] = add_residual(received, streams[merge.target], in_place=owns)
+                if received is not None:
+                    merged[merge.target] = add_residual(received, streams[merge.target], in_place=owns)
         return merged

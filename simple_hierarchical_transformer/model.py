@@ -49,6 +49,7 @@ INIT_STD = 0.02  # of the embedding and the output head
 class ModelState(StateNode):
     compressors: tuple[Register | None, ...]
     ngrams: Register | None
+    opening: tuple[LayerState, ...]
     layers: tuple[LayerState, ...]
     holds: tuple[Register | None, ...]
     drafts: tuple[Register | None, ...]  # the last token of each stream that drafts, where that was asked for
@@ -80,6 +81,10 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         hierarchical_stride: a stream emits one token every so many input tokens, per stream; a power of two that
             divides the factor.
         hierarchy_merge_all: merge into all streams, not into the predict stream only.
+        merge_type: "mlp" pools all streams, the receiving one too, in a hidden layer; "linear" adds one linear map of
+            each other stream, at that stream's own rate.
+        compress_after: layers of the predict stream alone, after which the other streams begin: they are compressed
+            from what it holds then, and go through the layers that are left. 0: all begin in the embeddings.
         predict_hierarchy: compress factor of the stream that predicts; the finest by default. Its stride must be 1.
         predict_use_all_hierarchy: compute the logits from all streams.
         ngram_sizes: give the tokens of the predict stream a vector for each n-gram of these sizes that ends there,
@@ -132,6 +137,8 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         window_sizes: int | Sequence[int | None] | None = None,
         hierarchical_stride: int | Sequence[int] = 1,
         hierarchy_merge_all: bool = False,
+        merge_type: str = "mlp",
+        compress_after: int = 0,
         predict_hierarchy: int | None = None,
         predict_use_all_hierarchy: bool = False,
         ngram_sizes: Sequence[int] = (),
@@ -167,15 +174,19 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
 
         self.token_emb = nn.Embedding(config.num_tokens, config.dim_embedding)
         self.compressors: Sequence[Compressor | Projection] = module_list(
-            Compressor(config.dim_embedding, s.dim, compress_factor=s.compress_factor, stride=s.stride)
+            Compressor(config.dim_compressed(i), s.dim, compress_factor=s.compress_factor, stride=s.stride)
             if s.is_coarse
-            else Projection(config.dim_embedding, s.dim)
-            for s in config.streams
+            else Projection(config.dim_compressed(i), s.dim)
+            for i, s in enumerate(config.streams)
         )
         ngrams = config.ngrams
-        self.ngrams = NgramEmbedding(config.predict_stream.dim, ngrams.sizes, ngrams.table_size) if ngrams.sizes else None
+        self.ngrams = (
+            NgramEmbedding(config.predict_stream.dim, ngrams.sizes, ngrams.table_size) if ngrams.sizes else None
+        )
+        self.opening = module_list(Layer(config, (config.predict_stream,), ()) for _ in range(config.compress_after))
         self.layers = module_list(
-            Layer(config, config.merge_targets(is_last=i == config.depth - 1)) for i in range(config.depth)
+            Layer(config, config.streams, config.merge_targets(is_last=i == config.shared_depth - 1))
+            for i in range(config.shared_depth)
         )
         predict_stride = config.predict_stream.stride
         self.holds = module_list(
@@ -189,9 +200,9 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         """Small embeddings and logits, and residual branches that start small, the smaller the deeper the model."""
         nn.init.normal_(self.token_emb.weight, std=INIT_STD)
         nn.init.normal_(self.to_logits.weight, std=INIT_STD)
-        for layer in self.layers:
+        for layer in (*self.opening, *self.layers):
             for name, weight in layer.named_parameters():
-                if name.endswith("to_out.weight"):
+                if name.endswith("to_out.weight") or (name.startswith("merge") and self.config.merge_type == "linear"):
                     nn.init.normal_(weight, std=0.5 * (2 * self.config.depth * weight.shape[1]) ** -0.5)
 
     @property
@@ -224,6 +235,7 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         parts = ModelState(
             compressors=tuple(compressor.init_state(spec) for compressor in self.compressors),
             ngrams=self.ngrams.init_state(spec) if self.ngrams is not None else None,
+            opening=tuple(layer.init_state(spec) for layer in self.opening),
             layers=tuple(layer.init_state(spec) for layer in self.layers),
             holds=tuple(hold.init_state(spec) for hold in self.holds),
             drafts=tuple(
@@ -331,10 +343,10 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         chunks = self.chunks(0, inputs.shape[1])
         source = self._source(inputs)
         embedded = self._embed(inputs) if source is None else F.embedding(source.rows, source.table)
-        compressed = self._compress(inputs, embedded, chunks, source=source)
+        compressed, opened = self._compress(inputs, embedded, chunks, source=source)
         if return_hierarchical_token_embeds:
             return compressed
-        embeds = self._layers(compressed, chunks, merge=merge)
+        embeds = self._layers(opened, chunks, merge=merge)
         if return_hierarchical_embeds:
             return embeds
         if return_random_proj_quantize_ids:
@@ -377,8 +389,8 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         """
         parts = state.parts
         assert isinstance(parts, ModelState)
-        compressed = self._compress(ids, self._embed(ids), chunks, parts)
-        embeds = self._layers(compressed, chunks, parts, merge=merge)
+        _, opened = self._compress(ids, self._embed(ids), chunks, parts)
+        embeds = self._layers(opened, chunks, parts, merge=merge)
         for register, tokens in zip(parts.drafts, embeds, strict=True):
             if register is not None and tokens.shape[1]:
                 register.extend(tokens)
@@ -414,17 +426,28 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         chunks: Sequence[StreamChunk],
         parts: ModelState | None = None,
         source: Source | None = None,
-    ) -> list[Tensor]:
-        """Ids (b, n) and embeddings (b, n, d_emb) → the tokens (b, m, d) of each stream, of unit root mean square."""
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Ids (b, n) and embeddings (b, n, d_emb) → the tokens (b, m, d) of each stream, of unit root mean square.
+
+        And the same as all layers take them: where coarse streams begin in the predict stream's states, that has been
+        through its first layers then.
+        """
+        predict = self.config.predict_index
         states = parts.compressors if parts else (None,) * len(self.compressors)
-        compressed = [
-            compress(embedded, chunk.skip, state, source)
-            for compress, chunk, state in zip(self.compressors, chunks, states, strict=True)
-        ]
+        first = self.compressors[predict](embedded, 0, states[predict], source)
         if self.ngrams is not None:
-            predict, padding = self.config.predict_index, ids == self.config.ignore_index
-            compressed[predict] = compressed[predict] + self.ngrams(ids, padding, parts.ngrams if parts else None)
-        return [rms_norm(x) if x.shape[1] else x for x in compressed]
+            padding = ids == self.config.ignore_index
+            first = first + self.ngrams(ids, padding, parts.ngrams if parts else None)
+        opened = first = rms_norm(first)
+        if self.opening:
+            for i, layer in enumerate(self.opening):
+                (opened,) = self._layer(layer, [opened], [chunks[predict]], parts.opening[i] if parts else None, True)
+            embedded, source = rms_norm(opened), None
+        compressed = []
+        for i, (compress, chunk, state) in enumerate(zip(self.compressors, chunks, states, strict=True)):
+            tokens = first if i == predict else compress(embedded, chunk.skip, state, source)
+            compressed.append(rms_norm(tokens) if i != predict and tokens.shape[1] else tokens)
+        return compressed, [opened if i == predict else tokens for i, tokens in enumerate(compressed)]
 
     def _layers(
         self,
@@ -435,13 +458,22 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         merge: bool | frozenset[int],
     ) -> list[Tensor]:
         """What each stream holds after the layers and its final norm."""
-        recomputes = self.config.checkpoint_activations and parts is None and torch.is_grad_enabled()
         for i, layer in enumerate(self.layers):
-            if recomputes:
-                streams = recomputed(layer, streams, chunks, merge)
-            else:
-                streams = layer(streams, chunks, parts.layers[i] if parts else None, merge)
+            streams = self._layer(layer, streams, chunks, parts.layers[i] if parts else None, merge)
         return [rms_norm(x) if x.shape[1] else x for x in streams]
+
+    def _layer(
+        self,
+        layer: Layer,
+        streams: list[Tensor],
+        chunks: Sequence[StreamChunk],
+        state: LayerState | None,
+        merge: bool | frozenset[int],
+    ) -> list[Tensor]:
+        if self.config.checkpoint_activations and state is None and torch.is_grad_enabled():
+            return recomputed(layer, streams, chunks, merge)
+        after: list[Tensor] = layer(streams, chunks, state, merge)
+        return after
 
     def _head_input(
         self, embeds: Sequence[Tensor], chunks: Sequence[StreamChunk], parts: ModelState | None = None

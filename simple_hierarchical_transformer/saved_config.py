@@ -23,6 +23,8 @@ CUSTOM = "<given when loading>"  # stands in the configuration for what JSON can
 OBJECTS: dict[str, Any] = {"chunk_summarizers": None, "next_latent_loss_type": "mse"}  # and what goes for any of them
 ADDED_LATER: dict[str, Any] = {  # arguments younger than the format, and what they were
     "checkpoint_activations": False,
+    "merge_type": "mlp",
+    "compress_after": 0,
     "ngram_sizes": (),
     "ngram_table_size": NGRAM_TABLE_SIZE,
 }

@@ -85,9 +85,7 @@ class Register(Leaf):
         dtype: of its numbers; the model's, unless another is given.
     """
 
-    def __init__(
-        self, spec: StateSpec, *, stride: int, keep: int, dim: int, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, spec: StateSpec, *, stride: int, keep: int, dim: int, dtype: torch.dtype | None = None) -> None:
         self.stride = stride
         self.keep = keep
         self.rows = spec.empty(spec.spare(stride) + keep, dim, dtype=dtype).zero_()

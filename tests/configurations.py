@@ -50,11 +50,13 @@ def stream_arguments(draw: st.DrawFn) -> dict[str, Any]:
         "hierarchical_stride": tuple(strides),
         "predict_hierarchy": predict,
         "hierarchy_merge_all": several and draw(st.booleans()),
+        "merge_type": draw(st.sampled_from(["mlp", "linear"])) if several else "mlp",
         "predict_use_all_hierarchy": several and draw(st.booleans()),
         "ngram_sizes": draw(st.sampled_from([(), (), (2,), (3, 2), (2, 5)])),
         "ignore_index": draw(st.sampled_from([-100, -1, 0, 3, VOCABULARY])),
         "checkpoint_activations": draw(st.booleans()),
     } | {name: tuple(draw(values) for _ in factors) for name, values in per_stream.items()}
+    arguments["compress_after"] = draw(st.integers(0, arguments["depth"] - 1)) if several else 0
     if arguments["ngram_sizes"]:
         arguments["ngram_table_size"] = draw(st.sampled_from([1, 7, 64]))
     if any(window != 0 for window in arguments["window_sizes"]):
@@ -107,7 +109,7 @@ def model_arguments(draw: st.DrawFn) -> dict[str, Any]:
     weights = [losses[name] for name in losses if name.endswith("_weight") and isinstance(losses[name], float)]
     heard = any(weights) and any(factors[i] > 1 for i in others)
     heard |= any(losses.get("next_latent_loss_weight", (0.0,) * len(factors))[i] for i in others)
-    if streams["depth"] == 1 and not streams["predict_use_all_hierarchy"] and not heard:
+    if streams["depth"] == 1 + streams["compress_after"] and not streams["predict_use_all_hierarchy"] and not heard:
         streams["hierarchy_merge_all"] = False
     return streams | losses
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from simple_hierarchical_transformer.attention import Attention
 from simple_hierarchical_transformer.compressor import Compressor
-from simple_hierarchical_transformer.merge import Merge
+from simple_hierarchical_transformer.merge import LinearMerge, Merge
 
 EPS = 1e-6
 
@@ -72,14 +72,17 @@ def token_shift(x: Tensor, groups: int) -> Tensor:
     return norm(torch.cat((x[:, :, :half], torch.stack(shifted, dim=1)), dim=-1))
 
 
-def merge(module: Merge, normed: list[Tensor], strides: list[int]) -> Tensor:
-    """One linear map of all streams side by side, at the target's rate."""
+def merge(module: Merge | LinearMerge, normed: list[Tensor], strides: list[int]) -> Tensor:
+    """One linear map of all streams side by side, at the target's rate, and what comes after it, if anything."""
     stride = strides[module.target]
     length = normed[module.target].shape[1]
     rows = []
     for j in range(length):
         position = j * stride
-        rows.append(torch.cat([x[:, position // s] for x, s in zip(normed, strides, strict=True)], dim=-1))
+        rows.append(torch.cat([normed[i][:, position // strides[i]] for i in module.sources], dim=-1))
     weight = torch.cat([projection.weight for projection in module.projections], dim=1)
-    hidden = torch.stack(rows, dim=1) @ weight.T + module.bias
+    mapped = torch.stack(rows, dim=1) @ weight.T
+    if isinstance(module, LinearMerge):
+        return mapped
+    hidden = mapped + module.bias
     return (hidden.relu() ** 2) @ module.to_out.weight.T

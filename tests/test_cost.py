@@ -59,12 +59,12 @@ def count_flops(model: HierarchicalTransformer, seq_len: int, training: bool) ->
             with torch.no_grad():
                 model(ids)
     attention = 0
-    for s in model.config.streams:
+    for i, s in enumerate(model.config.streams):
         reach = s.reach(model.seq_len) if s.window_size != 0 else 0
         if reach:
             tokens = range(-(-seq_len // s.stride))
             pairs = sum(min(token // s.phase_groups, reach) + 1 for token in tokens)
-            attention += model.config.depth * pairs * 2 * 2 * s.heads * s.dim_head
+            attention += model.config.depth_of(i) * pairs * 2 * 2 * s.heads * s.dim_head
     passes = 3 + model.config.checkpoint_activations if training else 1
     return mode.get_total_flops() + passes * attention
 
@@ -249,7 +249,12 @@ def wide_streams(draw: st.DrawFn) -> dict[str, Any]:
     arguments["window_sizes"] = tuple(draw(st.sampled_from([0, 1, 2, 5, None])) for _ in arguments["hierarchies"])
     if not any(window != 0 for window in arguments["window_sizes"]):
         arguments |= {"use_flash_attn": None, "use_xpos": False}
-    if arguments["depth"] == 1 and set(arguments["hierarchies"]) <= {1, arguments["predict_hierarchy"]}:
+    arguments.pop("ngram_table_size", None)
+    arguments["ngram_sizes"] = ()  # no gradient flows to an id that is looked up
+    if arguments["depth"] == 1 + arguments["compress_after"] and set(arguments["hierarchies"]) <= {
+        1,
+        arguments["predict_hierarchy"],
+    }:
         arguments["hierarchy_merge_all"] = False
     return arguments
 

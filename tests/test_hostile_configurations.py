@@ -33,6 +33,7 @@ WHOLE = [
     "num_tokens", "dim", "depth", "seq_len", "dim_head", "heads", "hierarchies", "window_sizes", "hierarchical_stride",
     "predict_hierarchy", "rq_num_codebooks", "rq_codebook_dim", "rq_codebook_size", "num_rollouts",
     "dynamics_hidden_dim", "dynamics_num_layers", "ngram_table_size",
+    "compress_after",
 ]  # fmt: skip
 REAL = [
     "ff_mult", "recon_loss_weight", "hierarchical_ar_loss_weight", "prophet_loss_weight", "next_latent_loss_weight",
@@ -77,6 +78,7 @@ for name in REAL:
     ask(name, -1, 10**4000, "0.5", [], [[0.5]], {}, [0.5] * 1000)
 for name in FLAGS:
     ask(name, 1, None, "true", [True, True], {})
+ask("merge_type", "attention", "os.system", 1, None, [], {}, [["mlp"]])
 ask("ngram_sizes", 2**30, 10**4000, -1, 1, 1e300, "8", [], [[8]], {}, [8] * 1000, list(range(2, 50)), [2, 2])
 ask("ff_mult", 1e9, 1e300, 2**62)
 ask("ignore_index", 2**63, -(2**64), 0.5, None, "0", [], {})

@@ -4,12 +4,13 @@ from collections import Counter
 
 import pytest
 import torch
+from configurations import build, random_ids
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from configurations import build, random_ids
 from simple_hierarchical_transformer import HierarchicalTransformer
+from simple_hierarchical_transformer.cost import receptive_field
 from simple_hierarchical_transformer.ngrams import NgramEmbedding
 
 SHAPE = {"num_tokens": 11, "dim": 8, "depth": 1, "heads": 1, "dim_head": 4, "seq_len": 64}
@@ -125,3 +126,16 @@ def test_their_rows_are_counted_with_the_embedding() -> None:
     assert parameters.total == sum(p.numel() for p in model.parameters())
     assert parameters.by_part()["embed"] == 11 * 8 + 2 * 100 * 8
     assert model.describe().cache_bytes.total == model.init_state(1).nbytes
+
+
+@pytest.mark.parametrize("sizes", [(2,), (5, 3)])
+def test_the_receptive_field_counts_what_a_hash_sees(sizes: tuple[int, ...]) -> None:
+    model = build(SHAPE | {"window_sizes": 0, "ngram_sizes": sizes, "ngram_table_size": 1000})
+    ids = random_ids(1, 20, 0)
+    last = model(ids)[0, -1]
+    changed = []
+    for place in range(20):
+        other = ids.clone()
+        other[0, place] = (ids[0, place] + 1) % 11
+        changed.append(bool((model(other)[0, -1] - last).abs().max() > 1e-12))
+    assert receptive_field(model.config, 20) == 20 - changed.index(True) == 1 + max(sizes)

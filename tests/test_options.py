@@ -37,6 +37,8 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "hierarchy_merge_all": ({}, True),
     "predict_hierarchy": ({"hierarchical_stride": 1}, 4),
     "predict_use_all_hierarchy": ({}, True),
+    "merge_type": ({}, "linear"),
+    "compress_after": ({"depth": 2}, 1),
     "ngram_sizes": ({}, (2, 3)),
     "ngram_table_size": ({"ngram_sizes": (2, 3)}, 7),
     "recon_loss_weight": ({}, 0.2),

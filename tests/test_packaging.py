@@ -48,7 +48,7 @@ LAYERS = (
         "validation",
         "weights",
     ),
-    ("attention", "compressor", "feedforward", "token_shift"),
+    ("attention", "compressor", "feedforward", "ngrams", "token_shift"),
     ("block", "checkpoint", "checks", "description", "hub", "losses", "merge"),
     ("layer", "sharing"),
     ("prompts", "writing", "stepping", "speculation", "generation"),

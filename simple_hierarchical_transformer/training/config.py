@@ -40,6 +40,8 @@ class ModelArguments:
         hierarchies: compress factor of each stream
         hierarchical_stride: stride of each stream
         window_sizes: previous tokens that are attended to, of all streams or of each, or none for all of them
+        merge_type: mlp, or linear, which is cheaper
+        compress_after: layers of the predict stream alone, after which coarse streams begin, in its states
         ngram_sizes: sizes of the n-grams that have vectors of their own
         ngram_table_size: rows of the table of each size
         recon_loss_weight: weight of what coarse streams learn by telling what they summarise
@@ -58,6 +60,8 @@ class ModelArguments:
     hierarchies: int | tuple[int, ...] = (1, 8)
     hierarchical_stride: int | tuple[int, ...] = (1, 8)
     window_sizes: int | tuple[int | None, ...] | None = (NEAR_WINDOW, None)
+    merge_type: str = "mlp"
+    compress_after: int = 0
     ngram_sizes: tuple[int, ...] = ()
     ngram_table_size: int = NGRAM_TABLE_SIZE
     recon_loss_weight: float = 0.1

@@ -25,8 +25,8 @@ def zeroed(model: HierarchicalTransformer, factors: Collection[int]) -> Hierarch
     twin = copy.deepcopy(model)
     for layer in twin.layers:
         for merge in layer.merge.merges if layer.merge is not None else ():
-            for stream, projection in zip(twin.config.streams, merge.projections, strict=True):
-                if stream.compress_factor in factors:
+            for source, projection in zip(merge.sources, merge.projections, strict=True):
+                if twin.config.streams[source].compress_factor in factors:
                     torch.nn.init.zeros_(projection.weight)
     return twin
 

@@ -43,6 +43,8 @@ MODELS = st.builds(
     hierarchies=one_or_several(COUNTS),
     hierarchical_stride=one_or_several(COUNTS),
     window_sizes=one_or_several(st.none() | st.integers(0), st.none() | COUNTS),
+    merge_type=TEXTS,
+    compress_after=COUNTS,
     ngram_sizes=st.lists(COUNTS, min_size=1, max_size=4).map(tuple),
     ngram_table_size=COUNTS,
     prophet_loss_weight=POSITIVE,

@@ -1,0 +1,354 @@
+"""What docs/evidence.md tries beyond what the package has: changes to a built model, by name.
+
+Each takes the model as the package builds it and replaces what the question is about, so that a variant differs from
+its base by that alone. None has a decoding state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from simple_hierarchical_transformer import HierarchicalTransformer
+from simple_hierarchical_transformer.chunk import StreamChunk
+from simple_hierarchical_transformer.compressor import Source
+from simple_hierarchical_transformer.config import StreamConfig
+from simple_hierarchical_transformer.linear import Linear
+from simple_hierarchical_transformer.norm import rms_norm
+
+BYTES = 256
+
+
+class Variant(nn.Module):
+    """A model of the package, changed; its loss is the next byte's cross-entropy, and what changes add to it."""
+
+    def __init__(self, model: HierarchicalTransformer, changes: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.cap: float | None = None
+        self.more: Callable[[Tensor], Tensor] | None = None  # of ids (b, n): another loss
+        for change in changes:
+            name, _, value = change.partition("=")
+            CHANGES[name](self, value)
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    def forward(self, ids: Tensor, **options: Any) -> Tensor:
+        logits: Tensor = self.model(ids, **options)
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def losses(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self(ids[:, :-1])
+        next_byte = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        return next_byte if self.more is None else next_byte + self.more(ids[:, :-1]), next_byte
+
+
+# the recipe
+
+
+def gelu(variant: Variant, _: str) -> None:
+    """GELU instead of the squared ReLU, in the feed-forwards."""
+    for layer in variant.model.layers:
+        for block in layer.blocks:
+            feed = block.feedforward
+            block.feedforward = nn.Sequential(feed.expand, nn.GELU(), feed.to_out)
+
+
+def zero_init(variant: Variant, _: str) -> None:
+    """Output projections of all residual branches begin at zero."""
+    for layer in variant.model.layers:
+        for name, weight in layer.named_parameters():
+            if name.endswith("to_out.weight"):
+                nn.init.zeros_(weight)
+
+
+def soft_cap(variant: Variant, value: str) -> None:
+    variant.cap = float(value)
+
+
+def tied_head(variant: Variant, _: str) -> None:
+    variant.model.to_logits.weight = variant.model.token_emb.weight
+
+
+def embedding_skip(variant: Variant, _: str) -> None:
+    """Every block of the predict stream but the first also gets the stream's first tokens, times a learned vector."""
+    model, predict = variant.model, variant.config.predict_index
+    dim = variant.config.predict_stream.dim
+    variant.skips = nn.ParameterList(torch.zeros(dim) for _ in list(model.layers)[1:])
+    first: list[Tensor] = []
+
+    def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        first[:] = [inputs[0]]
+
+    def add(gain: nn.Parameter) -> Callable[..., tuple[Any, ...]]:
+        return lambda _, inputs: (inputs[0] + gain * first[0], *inputs[1:])
+
+    blocks = [layer.blocks[predict] for layer in model.layers]
+    blocks[0].register_forward_pre_hook(note)
+    for block, gain in zip(blocks[1:], variant.skips, strict=True):
+        block.register_forward_pre_hook(add(gain))
+
+
+class FreeAttention(nn.Module):
+    """An attention whose queries, keys and values are made in the open, so that they can be changed."""
+
+    def __init__(self, plain: Any, normed: bool, values: list[Tensor] | None) -> None:
+        super().__init__()
+        self.plain, self.normed, self.values = plain, normed, values
+        self.mix = nn.Parameter(torch.tensor(0.5)) if values is not None else None
+        self.is_first = False
+
+    def forward(self, x: Tensor, chunk: StreamChunk, state: None = None) -> Tensor:
+        from simple_hierarchical_transformer.rotary import rotate
+
+        qk, v = self.plain._split(x)
+        q, k = rotate(rms_norm(qk) if self.normed else qk, chunk.rotary).unbind(1)
+        if self.values is not None:
+            if self.is_first:
+                self.values[:] = [v]
+            else:
+                v = self.mix * v + (1 - self.mix) * self.values[0]
+        out = self.plain._attend_joined(q, k, v, chunk, None)
+        projected: Tensor = self.plain.to_out(rearrange(out, "b h m d -> b m (h d)"))
+        return projected
+
+
+def without_qk_norm(variant: Variant, _: str) -> None:
+    for layer in variant.model.layers:
+        for block in layer.blocks:
+            block.attention = FreeAttention(block.attention, False, None)
+
+
+def value_residual(variant: Variant, _: str) -> None:
+    """Values are mixed with those of the stream's first layer (Zhou et al., arXiv 2410.17897)."""
+    for stream in range(len(variant.config.streams)):
+        values: list[Tensor] = []
+        for i, layer in enumerate(variant.model.layers):
+            free = FreeAttention(layer.blocks[stream].attention, True, values)
+            if i == 0:
+                free.is_first, free.mix = True, None
+            layer.blocks[stream].attention = free
+
+
+# merging
+
+
+class Tell(nn.Module):
+    """Coarse tokens (b, m, d) → what they add to each fine position (b, n, d0), by one linear map at their own rate.
+
+    With `per_position`, a vector for each of the `s` positions that hear of a token; else one, repeated.
+    """
+
+    def __init__(self, dim: int, dim_fine: int, stride: int, per_position: bool) -> None:
+        super().__init__()
+        self.stride, self.per_position = stride, per_position
+        self.map = Linear(dim, dim_fine * (stride if per_position else 1), bias=False)
+        nn.init.zeros_(self.map.weight)
+
+    def forward(self, coarse: Tensor, length: int) -> Tensor:
+        told = self.map(rms_norm(coarse))
+        if self.per_position:
+            told = rearrange(told, "b m (s d) -> b (m s) d", s=self.stride)
+        else:
+            told = told.repeat_interleave(self.stride, dim=1)
+        return told[:, :length]
+
+
+class Attend(nn.Module):
+    """Fine tokens attend to all coarse tokens that stand no later than they do."""
+
+    def __init__(self, dim: int, dim_fine: int, stride: int, heads: int) -> None:
+        super().__init__()
+        self.stride, self.heads = stride, heads
+        self.to_q = Linear(dim_fine, dim_fine, bias=False)
+        self.to_kv = Linear(dim, 2 * dim_fine, bias=False)
+        self.to_out = Linear(dim_fine, dim_fine, bias=False)
+        nn.init.zeros_(self.to_out.weight)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        q = rms_norm(rearrange(self.to_q(rms_norm(fine)), "b n (h d) -> b h n d", h=self.heads))
+        k, v = rearrange(self.to_kv(rms_norm(coarse)), "b m (two h d) -> two b h m d", two=2, h=self.heads)
+        n, m = q.shape[2], k.shape[2]
+        visible = torch.arange(m, device=q.device) * self.stride <= torch.arange(n, device=q.device)[:, None]
+        out = F.scaled_dot_product_attention(q, rms_norm(k), v, attn_mask=visible)
+        attended: Tensor = self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        return attended
+
+
+class Merge(nn.Module):
+    """Stands in for a layer's merge; the first stream is the fine one."""
+
+    def __init__(self, streams: Sequence[StreamConfig], how: str, hears: bool) -> None:
+        super().__init__()
+        fine, *coarse = streams
+        self.streams, self.how = streams, how
+        if how == "attention":
+            self.tells = nn.ModuleList(Attend(s.dim, fine.dim, s.stride, fine.heads) for s in coarse)
+        else:
+            self.tells = nn.ModuleList(Tell(s.dim, fine.dim, s.stride, how == "per position") for s in coarse)
+        self.hears = nn.ModuleList(Linear(fine.dim, s.dim, bias=False) for s in coarse) if hears else None
+        for hear in self.hears or ():
+            nn.init.zeros_(hear.weight)
+
+    def init_state(self, spec: Any) -> None:
+        return None
+
+    def forward(
+        self,
+        streams: Sequence[Tensor],
+        chunks: Sequence[StreamChunk],
+        state: None = None,
+        sources: frozenset[int] | None = None,
+    ) -> list[Tensor]:
+        fine, *coarse = streams
+        merged = fine
+        for i, (tell, tokens) in enumerate(zip(self.tells, coarse, strict=True), start=1):
+            if sources is None or i in sources:
+                merged = merged + (tell(fine, tokens) if self.how == "attention" else tell(tokens, fine.shape[1]))
+        if self.hears is None:
+            return [merged, *coarse]
+        normed = rms_norm(fine)
+        heard = [
+            tokens + hear(normed[:, :: s.stride])
+            for tokens, hear, s in zip(coarse, self.hears, self.streams[1:], strict=True)
+        ]
+        return [merged, *heard]
+
+
+def merging(how: str, hears: bool = False) -> Callable[[Variant, str], None]:
+    def change(variant: Variant, _: str) -> None:
+        for layer in variant.model.layers:
+            layer.merge = Merge(variant.config.streams, how, hears)
+
+    return change
+
+
+def some_merges(variant: Variant, value: str) -> None:
+    """Merge in every so-many-th layer only."""
+    for i, layer in enumerate(variant.model.layers):
+        if (i + 1) % int(value):
+            layer.merge = None
+
+
+# compressing
+
+
+class AttentionCompressor(nn.Module):
+    """A learned query attends to the `c` tokens that a coarse token summarises."""
+
+    def __init__(self, dim_in: int, stream: StreamConfig) -> None:
+        super().__init__()
+        self.c, self.s, self.heads = stream.compress_factor, stream.stride, stream.heads
+        self.query = nn.Parameter(torch.randn(stream.heads, stream.dim_head) * stream.dim_head**-0.5)
+        self.place = nn.Parameter(torch.zeros(self.c, dim_in))
+        self.to_kv = Linear(dim_in, 2 * stream.heads * stream.dim_head, bias=False)
+        self.to_out = Linear(stream.heads * stream.dim_head, stream.dim, bias=False)
+
+    def forward(self, x: Tensor, skip: int = 0, state: None = None, source: Source | None = None) -> Tensor:
+        if source is not None:
+            x = F.embedding(source.rows, source.table)
+        windows = rearrange(F.pad(x, (0, 0, self.c - 1, 0)).unfold(1, self.c, self.s), "b m d c -> b m c d")
+        k, v = rearrange(self.to_kv(windows + self.place), "b m c (two h d) -> two b m h c d", two=2, h=self.heads)
+        scores = torch.einsum("hd,bmhcd->bmhc", self.query, k) * k.shape[-1] ** -0.5
+        out = torch.einsum("bmhc,bmhcd->bmhd", scores.softmax(dim=-1), v)
+        compressed: Tensor = self.to_out(rearrange(out, "b m h d -> b m (h d)"))
+        return compressed
+
+
+def attention_compressor(variant: Variant, _: str) -> None:
+    model = variant.model
+    for i, stream in enumerate(variant.config.streams):
+        if stream.is_coarse:
+            model.compressors[i] = AttentionCompressor(variant.config.dim_embedding, stream)
+
+
+def autoencoder(variant: Variant, value: str) -> None:
+    """The coarse tokens before the layers tell, by a linear decoder, the bytes that they cover; value: its weight."""
+    model, streams = variant.model, variant.config.streams
+    variant.decoders = nn.ModuleList(
+        Linear(s.dim, s.compress_factor * BYTES, bias=False) if s.is_coarse else nn.Identity() for s in streams
+    )
+
+    def reconstruction(ids: Tensor) -> Tensor:
+        total = torch.zeros(())
+        for tokens, decode, s in zip(
+            model(ids, return_hierarchical_token_embeds=True), variant.decoders, streams, strict=True
+        ):
+            if s.is_coarse:
+                c = s.compress_factor
+                target = F.pad(ids, (c - 1, 0), value=-100).unfold(1, c, s.stride)
+                scores = rearrange(decode(tokens), "b m (c v) -> (b m c) v", c=c)
+                total = total + F.cross_entropy(scores, target.reshape(-1), ignore_index=-100)
+        return float(value) * total
+
+    variant.more = reconstruction
+
+
+class FromStates(nn.Module):
+    """Stands in for a coarse stream's first tokens: made from the fine stream's states instead of embeddings."""
+
+    def __init__(self, dim_fine: int, stream: StreamConfig) -> None:
+        super().__init__()
+        self.c, self.s = stream.compress_factor, stream.stride
+        self.map = Linear(self.c * dim_fine, stream.dim, bias=False)
+
+    def forward(self, fine: Tensor) -> Tensor:
+        padded = F.pad(rms_norm(fine), (0, 0, self.c - 1, 0))
+        windows = rearrange(padded.unfold(1, self.c, self.s), "b m d c -> b m (c d)")
+        return rms_norm(self.map(windows))
+
+
+def from_states(variant: Variant, value: str) -> None:
+    """Coarse streams begin after so many layers, in what the fine stream holds then."""
+    model, streams, after = variant.model, variant.config.streams, int(value)
+    model.compressors = nn.ModuleList(model.compressors[:1])
+    variant.begins = nn.ModuleList(FromStates(streams[0].dim, s) for s in streams[1:])
+    for layer in list(model.layers)[:after]:
+        layer.blocks, layer.merge = nn.ModuleList(layer.blocks[:1]), None
+
+    def layers(tokens: list[Tensor], chunks: Sequence[StreamChunk], parts: None = None, *, merge: Any) -> list[Tensor]:
+        held = tokens
+        for i, layer in enumerate(model.layers):
+            if i == after:
+                held = [*held, *(begin(held[0]) for begin in variant.begins)]
+            held = layer(held, chunks[: len(held)], None, merge)
+        return [rms_norm(x) for x in held]
+
+    compress = model._compress
+    model._compress = lambda ids, embedded, chunks, *rest, **more: compress(ids, embedded, chunks[:1], *rest, **more)
+    model._layers = layers
+
+
+def share_attention(variant: Variant, _: str) -> None:
+    """All streams of a layer, which are of one width, attend with the same weights."""
+    for layer in variant.model.layers:
+        first, *others = layer.blocks
+        for block in others:
+            block.attention.to_qkv, block.attention.to_out = first.attention.to_qkv, first.attention.to_out
+
+
+CHANGES: dict[str, Callable[[Variant, str], None]] = {
+    "GELU": gelu,
+    "zero-initialised outputs": zero_init,
+    "soft cap": soft_cap,
+    "tied head": tied_head,
+    "embedding skip": embedding_skip,
+    "no QK norm": without_qk_norm,
+    "value residual": value_residual,
+    "linear merge": merging("linear"),
+    "merge per position": merging("per position"),
+    "merge by attention": merging("attention"),
+    "linear merge, hearing": merging("linear", hears=True),
+    "merge every": some_merges,
+    "attention compressor": attention_compressor,
+    "autoencoder": autoencoder,
+    "from states after": from_states,
+    "shared attention": share_attention,
+}
