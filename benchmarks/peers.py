@@ -16,7 +16,7 @@ from torch import Tensor, nn
 STREAM = 4096  # tokens asked of `stream`, of which only the first are taken
 
 FIRST_EXAMPLE = "first README example"
-TRAINING_MODEL = "README's training model"
+TRAINING_MODEL = "small byte model"
 SMALL: dict[str, Any] = {"num_tokens": 256, "dim": 192, "depth": 4, "heads": 6, "dim_head": 32}
 STRIDED: dict[str, Any] = {"hierarchies": (1, 8), "hierarchical_stride": (1, 8)}
 WIDE: dict[str, Any] = {"num_tokens": 256, "depth": 6, "window_sizes": 64}
@@ -25,6 +25,11 @@ MODELS: dict[str, dict[str, Any]] = {
     | {"hierarchies": (1, 2, 8), "window_sizes": (32, 64, None)},
     TRAINING_MODEL: SMALL | STRIDED | {"window_sizes": (64, None)},
     "finite windows": SMALL | STRIDED | {"window_sizes": (64, 64)},
+}
+TRAINED: dict[str, Any] = {  # the training model as `ModelArguments`
+    **{name: value for name, value in MODELS[TRAINING_MODEL].items() if name != "num_tokens"},
+    **{"merge_type": "mlp", "compress_after": 0, "ngram_sizes": ()},
+    **{"recon_loss_weight": 0.1, "hierarchical_ar_loss_weight": 0.25},
 }
 WIDTHS: dict[str, dict[str, Any]] = {  # of a fine and a coarse stream
     "512 and 512": {"dim": (512, 512), "heads": (8, 8)},

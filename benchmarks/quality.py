@@ -27,6 +27,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import quality_report
+import tables
 from packages import install
 from processes import QUIET
 from quality_contenders import KINDS
@@ -107,7 +108,8 @@ def main() -> None:
                 name, run = found
                 train(run, Path(folder), options.cache)
                 quality_report.print_run(name, run)
-    quality_report.write(options.tables)
+    quality_report.draw()
+    tables.main([])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 BYTES = 256
+COARSE = re.compile(r"(compressors|blocks)\.[1-9]")  # parameters of our streams but the first
 IGNORED = -100  # no id, so that every byte is a target
 
 
@@ -108,6 +110,7 @@ def optimizers(model: nn.Module, run: Run) -> list[Optimizer]:
     matrix; or AdamW for everything. Tables of n-grams have a learning rate of their own."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices: list[nn.Parameter] = []
+    coarse: list[nn.Parameter] = []
     ngrams: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -117,7 +120,7 @@ def optimizers(model: nn.Module, run: Run) -> list[Optimizer]:
         if "ngram" in name and parameter.ndim == 2:
             ngrams.append(parameter)
         elif run.optimizer == "muon" and parameter.ndim == 2 and not is_table:
-            matrices.append(parameter)
+            (coarse if COARSE.search(name) and run.coarse_lr != 1 else matrices).append(parameter)
         else:
             rest.append(parameter)
     groups: list[dict[str, Any]] = [{"params": rest, "lr": run.rest_lr if run.optimizer == "muon" else run.lr}]
@@ -125,7 +128,8 @@ def optimizers(model: nn.Module, run: Run) -> list[Optimizer]:
         groups.append({"params": ngrams, "lr": run.ngram_lr})
     made: list[Optimizer] = [AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
     if matrices:
-        made.append(Muon(matrices, lr=run.lr, weight_decay=0.0, adjust_lr_fn="original"))
+        by_muon = [{"params": matrices}, {"params": coarse, "lr": run.lr * run.coarse_lr}][: 1 + bool(coarse)]
+        made.append(Muon(by_muon, lr=run.lr, weight_decay=0.0, adjust_lr_fn="original"))
     return made
 
 

@@ -1,16 +1,17 @@
-"""What quality.py trains: contenders, their sizes and grids, and the runs of every table."""
+"""What quality.py trains: contenders, what they are tuned over, and the runs of every table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quality_runs import Run
 
 SEEDS = (0, 1, 2)
-GRID_SECONDS, SHORT_SECONDS, FULL_SECONDS = 60.0, 90.0, 270.0
-LONG_SECONDS = 45 * 60.0
+GRID_SECONDS, SHORT_SECONDS, FULL_SECONDS, LONG_SECONDS = 60.0, 90.0, 270.0, 2700.0
+EQUAL_FLOPS = 2e13  # about what our single stream trains with in the full time
+LENGTHS = {512: 4, 2048: 1, 8192: 1}  # bytes of a sequence, and sequences of a batch
 GRID: tuple[dict[str, Any], ...] = (  # what each contender is tuned over
     {"optimizer": "adamw", "lr": 1e-3},
     {"optimizer": "adamw", "lr": 3e-3},
@@ -19,6 +20,44 @@ GRID: tuple[dict[str, Any], ...] = (  # what each contender is tuned over
     {"optimizer": "muon", "lr": 0.04},
 )
 
+SMALL: dict[str, Any] = {"dim": 128, "depth": 4, "heads": 4, "dim_head": 32}
+NGRAMS: dict[str, Any] = {"ngram_sizes": [2, 3, 4]}
+NO_LOSSES: dict[str, Any] = {"recon_loss_weight": 0.0, "hierarchical_ar_loss_weight": 0.0}
+
+
+def strided(*factors: int) -> dict[str, Any]:
+    """Streams of these factors, each with a stride as large."""
+    return {"hierarchies": list(factors), "hierarchical_stride": list(factors)}
+
+
+SINGLE, FULL, HIERARCHICAL = "ours, one stream, window 64", "ours, one stream, full attention", "ours, hierarchical"
+ONE = SMALL | NGRAMS | {"window_sizes": 64}
+SEVERAL = (
+    SMALL | NGRAMS | strided(1, 16) | NO_LOSSES
+    | {"window_sizes": [64, None], "merge_type": "linear", "compress_after": 2}
+)  # fmt: skip
+REFERENCE = SMALL | strided(1, 8) | {"window_sizes": [64, None]}
+
+
+@dataclass(frozen=True)
+class Model:
+    kind: str
+    arguments: Mapping[str, Any]
+
+
+MODELS: dict[str, Model] = {
+    HIERARCHICAL: Model("ours", SEVERAL),
+    SINGLE: Model("ours", ONE),
+    FULL: Model("ours", ONE | {"window_sizes": None}),
+    "reference 0.2.0": Model("reference 0.2.0", REFERENCE),
+    "reference 0.4.0": Model("reference 0.4.0", REFERENCE),
+    "x-transformers": Model("x-transformers", {"dim": 128, "depth": 4, "heads": 4, "attn_dim_head": 32}),
+    "MEGABYTE": Model("MEGABYTE", {"dim": [256, 128], "depth": [5, 2], "heads": 8, "dim_head": 32, "patch": 8}),
+    "hourglass": Model("hourglass", {"dim": 128, "heads": 4, "dim_head": 32, "depth": [2, 5, 2], "shorten_factor": 4}),
+}
+OURS = (HIERARCHICAL, SINGLE, FULL)
+ALL = tuple(MODELS)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -26,12 +65,175 @@ class Table:
 
     Attributes:
         title: what it is about.
+        style: how the report lays it out: contest, ablation or grid.
         runs: that it shows; they may depend on what those that it `needs` have found.
         needs: runs that must be there before.
-        base: the contender that others are compared with.
+        base: the contender that an ablation's others are compared with.
     """
 
     title: str
+    style: str
     runs: Callable[[], Iterator[Run]]
-    needs: Callable[[], Iterator[Run]] = lambda: iter(())
+    needs: Callable[[], Iterator[Run]] = field(default=lambda: iter(()))
     base: str | None = None
+
+
+def made(name: str, **settings: Any) -> Run:
+    model = MODELS[name]
+    return Run(contender=name, kind=model.kind, arguments=dict(model.arguments), **settings)
+
+
+def grid() -> Iterator[Run]:
+    for point in GRID:
+        for name in ALL:
+            yield made(name, seconds=GRID_SECONDS, **point)
+
+
+def tuned(name: str, **settings: Any) -> Run:
+    """With the optimiser and the learning rate that were best for it in the grid."""
+    runs = [made(name, seconds=GRID_SECONDS, **point) for point in GRID]
+    results = [(result["bits_per_byte"], i) for i, run in enumerate(runs) if (result := run.result())]
+    if len(results) < len(GRID):
+        raise LookupError(f"the grid of {name} isn't there yet")
+    return made(name, **GRID[min(results)[1]], **settings)
+
+
+def contest(names: tuple[str, ...], **settings: Any) -> Callable[[], Iterator[Run]]:
+    """All contenders of one seed, then all of the next."""
+
+    def runs() -> Iterator[Run]:
+        for seed in SEEDS:
+            for name in names:
+                yield tuned(name, seed=seed, **settings)
+
+    return runs
+
+
+def at_length(seq_len: int) -> dict[str, Any]:
+    return {"seq_len": seq_len, "batch": LENGTHS[seq_len]}
+
+
+# variants
+
+Change = tuple[str, dict[str, Any]]  # what a row is called, and what it changes of the base's run
+
+
+def arguments(**changed: Any) -> dict[str, Any]:
+    return {"arguments": changed}
+
+
+def changes(*names: str, **changed: Any) -> dict[str, Any]:
+    return {"kind": "variant", "arguments": {"changes": list(names), **changed}}
+
+
+BASE = "base"
+QUESTIONS: tuple[Change, ...] = (
+    (BASE, {}),
+    ("a. MLP merge", arguments(merge_type="mlp")),
+    ("a. coarse streams hear the fine one", arguments(hierarchy_merge_all=True)),
+    ("a. merge by attention", changes("merge by attention")),
+    ("b. attention compressor", changes("attention compressor")),
+    ("b. the state at its own position", changes("select")),
+    ("c. shared attention", changes("shared attention")),
+    ("c. shared attention and feed-forward", changes("shared blocks")),
+    ("c. the same, the state at its own position", changes("shared blocks", "select")),
+    ("d. autoencoder, from embeddings", changes("autoencoder=0.1", compress_after=0)),
+    ("e. a vector per position in the stride", changes("merge per position")),
+    ("f. reconstruction", arguments(recon_loss_weight=0.1)),
+    ("f. hierarchical autoregressive", arguments(hierarchical_ar_loss_weight=0.25)),
+    ("f. both of these", arguments(recon_loss_weight=0.1, hierarchical_ar_loss_weight=0.25)),
+    ("f. prophet", arguments(prophet_loss_weight=0.1)),
+    ("f. quantised prophet", arguments(prophet_loss_weight=0.1, prophet_loss_use_quantized=True)),
+    ("f. next latent", arguments(next_latent_loss_weight=[0.0, 0.1])),
+    ("g. stride 1", arguments(hierarchical_stride=[1, 1])),
+    ("g. factor 4", arguments(**strided(1, 4))),
+    ("g. factor 8", arguments(**strided(1, 8))),
+    ("g. factor 32", arguments(**strided(1, 32))),
+    ("g. factors 4 and 16", arguments(**strided(1, 4, 16), window_sizes=[64, 64, None])),
+    ("g. coarse width 64", arguments(dim=[128, 64], heads=[4, 2])),
+    ("g. coarse width 256", arguments(dim=[128, 256], heads=[4, 8])),
+    ("g. fine window 16", arguments(window_sizes=[16, None])),
+    ("g. one more layer of the fine stream first", arguments(compress_after=3)),
+    ("h. from embeddings", arguments(compress_after=0)),
+    ("h. after one layer", arguments(compress_after=1)),
+    ("half the learning rate for the coarse stream", {"coarse_lr": 0.5}),
+)  # fmt: skip
+RECIPE: tuple[Change, ...] = (
+    (BASE, {}),
+    ("no n-grams", arguments(ngram_sizes=[])),
+    ("n-grams of 2 and 3", arguments(ngram_sizes=[2, 3])),
+    ("n-grams of 2 to 6", arguments(ngram_sizes=[2, 3, 4, 5, 6])),
+    ("65,536 rows for each size", arguments(ngram_table_size=65_536)),
+    ("n-grams at 3e-3", {"ngram_lr": 3e-3}),
+    ("n-grams at 3e-2", {"ngram_lr": 3e-2}),
+    ("AdamW for all, 3e-3", {"optimizer": "adamw", "lr": 3e-3}),
+    ("GELU instead of squared ReLU", changes("GELU")),
+    ("no norm of queries and keys", changes("no QK norm")),
+    ("zero-initialised output projections", changes("zero-initialised outputs")),
+    ("value residual", changes("value residual")),
+    ("skip from the embeddings to every block", changes("embedding skip")),
+    ("logits capped at 15", changes("soft cap=15")),
+    ("tied head", changes("tied head")),
+    ("width 96", arguments(dim=96, heads=3)),
+    ("width 192", arguments(dim=192, heads=6)),
+    ("3 layers", arguments(depth=3)),
+    ("6 layers", arguments(depth=6)),
+    ("window 16", arguments(window_sizes=16)),
+    ("window 256", arguments(window_sizes=256)),
+)
+CLAIM: tuple[Change, ...] = (
+    ("one stream, full attention", {"arguments": SMALL | NGRAMS | {"window_sizes": None}}),
+    ("one stream, window 64", {"arguments": SMALL | NGRAMS | {"window_sizes": 64}}),
+    (
+        "(1, 2), windows 64, the second at half the rate",
+        {"arguments": SEVERAL | strided(1, 2) | {"window_sizes": [64, 64]}},
+    ),
+    (
+        "(1, 2), windows 64 and all, from embeddings, MLP merges, all losses",
+        {"arguments": SMALL | NGRAMS | strided(1, 2) | {"window_sizes": [64, None]}},
+    ),
+)
+
+
+def varied(base: str, rows: tuple[Change, ...], **settings: Any) -> Callable[[], Iterator[Run]]:
+    def runs() -> Iterator[Run]:
+        for seed in SEEDS:
+            for name, change in rows:
+                run = made(base, seed=seed, **settings)
+                merged = {**run.arguments, **change.get("arguments", {})}
+                rest = {key: value for key, value in change.items() if key != "arguments"}
+                yield replace(run, contender=name, arguments=merged, **rest)
+
+    return runs
+
+
+def long() -> Iterator[Run]:
+    wide = {"depth": 6, "dim": 192, "heads": 6}
+    for name in (HIERARCHICAL, SINGLE):
+        run = made(name, seconds=LONG_SECONDS, **at_length(2048))
+        yield replace(run, arguments={**run.arguments, **wide})
+
+
+TABLES: dict[str, Table] = {
+    "grid": Table("Learning rates, a minute each", "grid", grid),
+    "wall_512": Table(
+        "Equal time, 270 s, 512 bytes", "contest", contest(ALL, seconds=FULL_SECONDS, **at_length(512)), grid
+    ),
+    "wall_2048": Table(
+        "Equal time, 270 s, 2,048 bytes", "contest", contest(ALL, seconds=FULL_SECONDS, **at_length(2048)), grid
+    ),
+    "wall_8192": Table(
+        "Equal time, 270 s, 8,192 bytes", "contest", contest(ALL, seconds=FULL_SECONDS, **at_length(8192)), grid
+    ),
+    "flops_512": Table(
+        "Equal training FLOPs, 512 bytes", "contest", contest(ALL, flops=EQUAL_FLOPS, **at_length(512)), grid
+    ),
+    "questions": Table(
+        "The open questions, 90 s each", "ablation", varied(HIERARCHICAL, QUESTIONS, seconds=SHORT_SECONDS), base=BASE
+    ),
+    "recipe": Table("The recipe, 90 s each", "ablation", varied(SINGLE, RECIPE, seconds=SHORT_SECONDS), base=BASE),
+    "claim": Table(
+        "The seed's claim, 90 s each", "ablation", varied(SINGLE, CLAIM, seconds=SHORT_SECONDS), base=CLAIM[0][0]
+    ),
+    "long": Table("45 minutes each, 2,048 bytes", "contest", long),
+}

@@ -103,8 +103,19 @@ def grid(name: str) -> str:
 STYLES = {"contest": contest, "ablation": ablation, "grid": grid}
 
 
+def shortfall(name: str) -> str:
+    """How many of a table's runs haven't been made, where some haven't."""
+    runs = list(TABLES[name].runs())
+    done = sum(run.result() is not None for run in runs)
+    return "" if done == len(runs) else f"\n{done} of {len(runs)} runs so far.\n"
+
+
 def written(name: str) -> str:
-    return STYLES[TABLES[name].style](name)
+    """A table of docs/evidence.md, of the runs that are there."""
+    try:
+        return STYLES[TABLES[name].style](name) + shortfall(name)
+    except LookupError as error:
+        return f"Open: {error.args[0]}.\n"
 
 
 def print_plan(names: Iterable[str]) -> None:
@@ -124,3 +135,131 @@ def print_run(name: str, run: Run) -> None:
     speed = f"{result['steps']:,} steps, {result['seconds'] / result['steps'] * 1e3:.0f} ms each"
     where = f"{name}: {run.contender}, {run.optimizer} {run.lr:g}, {run.budget}, seed {run.seed}"
     print(f"{where}: {result['bits_per_byte']:.4f} bits per byte, {speed}", flush=True)
+
+
+# figures
+
+
+def draw(folder: Path = FIGURES) -> None:
+    """All figures that there are runs for."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    # so that the same results give the same file
+    matplotlib.rcParams.update({"svg.hashsalt": "evidence", "font.size": 9, "axes.spines.right": False})
+    matplotlib.rcParams.update({"axes.spines.top": False, "legend.frameon": False})
+    for name, make in (("curves", curves), ("questions", bars), ("recipe", bars), ("places", places)):
+        figure = make(name)
+        if figure is not None:
+            figure.savefig(folder / f"evidence-{name}.svg", metadata={"Date": None}, bbox_inches="tight")
+
+
+def planned(name: str) -> dict[str, list[dict[str, Any]]]:
+    try:
+        return found(TABLES[name].runs())
+    except LookupError:
+        return {}
+
+
+def color_of(contender: str, contenders: Sequence[str]) -> str:
+    return COLORS[list(contenders).index(contender) % len(COLORS)]
+
+
+def curves(_: str) -> Any:
+    """Training loss against time and against FLOPs, by length; and what comes out against parameters."""
+    import matplotlib.pyplot as plt
+
+    names = [name for name in ("wall_512", "wall_2048", "wall_8192", "long") if planned(name)]
+    if not names:
+        return None
+    contenders = list(dict.fromkeys(c for name in names for c in planned(name)))
+    figure, axes = plt.subplots(len(names), 3, figsize=(11, 3 * len(names)), squeeze=False, layout="constrained")
+    for row, name in zip(axes, names, strict=True):
+        results = planned(name)
+        for contender, own in results.items():
+            color = color_of(contender, contenders)
+            points = min(len(r["curve"]) for r in own)
+            ys = [[r["curve"][i][2] for r in own] for i in range(points)]
+            middle, low, high = ([f(y) for y in ys] for f in (mean, min, max))
+            seconds = [mean(r["curve"][i][0] for r in own) for i in range(points)]
+            flops = [mean(r["curve"][i][1] * r["flops_per_step"] for r in own) / 1e12 for i in range(points)]
+            for axis, xs in zip(row[:2], (seconds, flops), strict=True):
+                axis.plot(xs, middle, color=color, label=contender, lw=1.4)
+                axis.fill_between(xs, low, high, color=color, alpha=0.2, lw=0)
+            parameters = own[0]["parameters"] / 1e6
+            row[2].errorbar(
+                parameters, mean(bits(own)), yerr=(max(bits(own)) - min(bits(own))) / 2, color=color, marker="o", ms=5
+            )
+        top = max(r["curve"][len(r["curve"]) // 4][2] for own in results.values() for r in own)
+        bottom = min(min(r["bits_per_byte"] for r in own) for own in results.values())
+        for axis in row:
+            axis.set_ylim(bottom - 0.15, top + 0.1)
+            axis.set_ylabel("bits per byte")
+        row[0].set_title(TABLES[name].title, loc="left")
+        row[0].set_xlabel("seconds of training (text seen for the first time)")
+        row[1].set_xlabel("training TFLOP")
+        row[2].set_xlabel("parameters, M (held-out text)")
+        row[2].set_xscale("log")
+    axes[0][1].legend(fontsize=7)
+    return figure
+
+
+def bars(name: str) -> Any:
+    """By how much each row differs from the base; the line across a bar is the range over seeds."""
+    import matplotlib.pyplot as plt
+
+    results, base = planned(name), TABLES[name].base
+    if base not in results or len(results) < 2:
+        return None
+    level = mean(bits(results[base]))
+    rows = [contender for contender in results if contender != base]
+    differences = [mean(bits(results[contender])) - level for contender in rows]
+    figure, axis = plt.subplots(figsize=(7.5, 0.26 * len(rows) + 0.9), layout="constrained")
+    for place, (contender, difference) in enumerate(zip(rows, differences, strict=True)):
+        values = bits(results[contender])
+        axis.barh(place, difference, color=COLORS[0] if difference < 0 else COLORS[1], height=0.7)
+        axis.plot([min(values) - level, max(values) - level], [place, place], color="black", lw=1)
+    spread_of_base = bits(results[base])
+    axis.axvspan(min(spread_of_base) - level, max(spread_of_base) - level, color="#dddddd", zorder=0)
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.invert_yaxis()
+    axis.set_xlabel(f"bits per byte over the base ({level:.3f}); grey: the base's seeds; left of 0 is better")
+    return figure
+
+
+def places(_: str) -> Any:
+    """Loss by position in the stride, and by position in the sequence, of our models."""
+    import matplotlib.pyplot as plt
+
+    found_at = {name: planned(name) for name in ("wall_512", "wall_2048", "wall_8192")}
+    ours = {
+        name: {c: own for c, own in results.items() if "by_phase" in own[0] and c.startswith("ours")}
+        for name, results in found_at.items()
+    }
+    ours = {name: results for name, results in ours.items() if results}
+    if not ours:
+        return None
+    figure, axes = plt.subplots(2, len(ours), figsize=(3.7 * len(ours), 5), squeeze=False, layout="constrained")
+    contenders = list(dict.fromkeys(c for results in ours.values() for c in results))
+    for column, (name, results) in zip(axes.T, ours.items(), strict=True):
+        for contender, own in results.items():
+            color = color_of(contender, contenders)
+            phases = [mean(r["by_phase"][i] for r in own) for i in range(len(own[0]["by_phase"]))]
+            folded = [mean(phases[i::16]) for i in range(16)]
+            column[0].plot(range(16), folded, color=color, label=contender, marker=".")
+            keys = list(own[0]["by_distance"])
+            column[1].plot(
+                [int(key.split("-")[1]) for key in keys],
+                [mean(r["by_distance"][key] for r in own) for key in keys],
+                color=color,
+                marker=".",
+            )
+        column[0].set_title(TABLES[name].title, loc="left", fontsize=8)
+        column[0].set_xlabel("position modulo 16")
+        column[1].set_xlabel("bytes before, up to")
+        column[1].set_xscale("log", base=2)
+        for axis in column:
+            axis.set_ylabel("bits per byte")
+    axes[0][0].legend(fontsize=7)
+    return figure

@@ -28,6 +28,7 @@ class Run:
     lr: float = 0.02  # of what `optimizer` moves
     rest_lr: float = 3e-3  # of what AdamW moves beside Muon
     ngram_lr: float = 1e-2
+    coarse_lr: float = 1.0  # times `lr`, for the matrices of our coarse streams
     text: str = "library"
     seq_len: int = 512
     batch: int = 4

@@ -50,12 +50,16 @@ class Variant(nn.Module):
         return next_byte if self.more is None else next_byte + self.more(ids[:, :-1]), next_byte
 
 
+def layers_of(model: HierarchicalTransformer) -> list[Any]:
+    return [*model.opening, *model.layers]
+
+
 # the recipe
 
 
 def gelu(variant: Variant, _: str) -> None:
     """GELU instead of the squared ReLU, in the feed-forwards."""
-    for layer in variant.model.layers:
+    for layer in layers_of(variant.model):
         for block in layer.blocks:
             feed = block.feedforward
             block.feedforward = nn.Sequential(feed.expand, nn.GELU(), feed.to_out)
@@ -63,7 +67,7 @@ def gelu(variant: Variant, _: str) -> None:
 
 def zero_init(variant: Variant, _: str) -> None:
     """Output projections of all residual branches begin at zero."""
-    for layer in variant.model.layers:
+    for layer in layers_of(variant.model):
         for name, weight in layer.named_parameters():
             if name.endswith("to_out.weight"):
                 nn.init.zeros_(weight)
@@ -121,7 +125,7 @@ class FreeAttention(nn.Module):
 
 
 def without_qk_norm(variant: Variant, _: str) -> None:
-    for layer in variant.model.layers:
+    for layer in layers_of(variant.model):
         for block in layer.blocks:
             block.attention = FreeAttention(block.attention, False, None)
 
@@ -266,7 +270,26 @@ def attention_compressor(variant: Variant, _: str) -> None:
     model = variant.model
     for i, stream in enumerate(variant.config.streams):
         if stream.is_coarse:
-            model.compressors[i] = AttentionCompressor(variant.config.dim_embedding, stream)
+            model.compressors[i] = AttentionCompressor(variant.config.dim_compressed(i), stream)
+
+
+class Select(nn.Module):
+    """A coarse token is made of what stands at its own position alone, as in H-Net (arXiv 2507.07955)."""
+
+    def __init__(self, dim_in: int, stream: StreamConfig) -> None:
+        super().__init__()
+        self.s = stream.stride
+        self.map = Linear(dim_in, stream.dim, bias=False)
+
+    def forward(self, x: Tensor, skip: int = 0, state: None = None, source: Source | None = None) -> Tensor:
+        selected: Tensor = self.map(x[:, :: self.s])
+        return selected
+
+
+def select(variant: Variant, _: str) -> None:
+    for i, stream in enumerate(variant.config.streams):
+        if stream.is_coarse:
+            variant.model.compressors[i] = Select(variant.config.dim_compressed(i), stream)
 
 
 def autoencoder(variant: Variant, value: str) -> None:
@@ -276,11 +299,17 @@ def autoencoder(variant: Variant, value: str) -> None:
         Linear(s.dim, s.compress_factor * BYTES, bias=False) if s.is_coarse else nn.Identity() for s in streams
     )
 
+    held: list[list[Tensor]] = []
+    compress = model._compress
+
+    def noting(*given: Any, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
+        compressed, opened = compress(*given, **options)
+        held[:] = [compressed]
+        return compressed, opened
+
     def reconstruction(ids: Tensor) -> Tensor:
         total = torch.zeros(())
-        for tokens, decode, s in zip(
-            model(ids, return_hierarchical_token_embeds=True), variant.decoders, streams, strict=True
-        ):
+        for tokens, decode, s in zip(held[0], variant.decoders, streams, strict=True):
             if s.is_coarse:
                 c = s.compress_factor
                 target = F.pad(ids, (c - 1, 0), value=-100).unfold(1, c, s.stride)
@@ -288,42 +317,8 @@ def autoencoder(variant: Variant, value: str) -> None:
                 total = total + F.cross_entropy(scores, target.reshape(-1), ignore_index=-100)
         return float(value) * total
 
+    model._compress = noting
     variant.more = reconstruction
-
-
-class FromStates(nn.Module):
-    """Stands in for a coarse stream's first tokens: made from the fine stream's states instead of embeddings."""
-
-    def __init__(self, dim_fine: int, stream: StreamConfig) -> None:
-        super().__init__()
-        self.c, self.s = stream.compress_factor, stream.stride
-        self.map = Linear(self.c * dim_fine, stream.dim, bias=False)
-
-    def forward(self, fine: Tensor) -> Tensor:
-        padded = F.pad(rms_norm(fine), (0, 0, self.c - 1, 0))
-        windows = rearrange(padded.unfold(1, self.c, self.s), "b m d c -> b m (c d)")
-        return rms_norm(self.map(windows))
-
-
-def from_states(variant: Variant, value: str) -> None:
-    """Coarse streams begin after so many layers, in what the fine stream holds then."""
-    model, streams, after = variant.model, variant.config.streams, int(value)
-    model.compressors = nn.ModuleList(model.compressors[:1])
-    variant.begins = nn.ModuleList(FromStates(streams[0].dim, s) for s in streams[1:])
-    for layer in list(model.layers)[:after]:
-        layer.blocks, layer.merge = nn.ModuleList(layer.blocks[:1]), None
-
-    def layers(tokens: list[Tensor], chunks: Sequence[StreamChunk], parts: None = None, *, merge: Any) -> list[Tensor]:
-        held = tokens
-        for i, layer in enumerate(model.layers):
-            if i == after:
-                held = [*held, *(begin(held[0]) for begin in variant.begins)]
-            held = layer(held, chunks[: len(held)], None, merge)
-        return [rms_norm(x) for x in held]
-
-    compress = model._compress
-    model._compress = lambda ids, embedded, chunks, *rest, **more: compress(ids, embedded, chunks[:1], *rest, **more)
-    model._layers = layers
 
 
 def share_attention(variant: Variant, _: str) -> None:
@@ -332,6 +327,15 @@ def share_attention(variant: Variant, _: str) -> None:
         first, *others = layer.blocks
         for block in others:
             block.attention.to_qkv, block.attention.to_out = first.attention.to_qkv, first.attention.to_out
+
+
+def share_blocks(variant: Variant, _: str) -> None:
+    """The streams of a layer, which are of one width, go through the same weights altogether."""
+    share_attention(variant, "")
+    for layer in variant.model.layers:
+        first, *others = layer.blocks
+        for block in others:
+            block.feedforward = first.feedforward
 
 
 CHANGES: dict[str, Callable[[Variant, str], None]] = {
@@ -348,7 +352,8 @@ CHANGES: dict[str, Callable[[Variant, str], None]] = {
     "linear merge, hearing": merging("linear", hears=True),
     "merge every": some_merges,
     "attention compressor": attention_compressor,
+    "select": select,
     "autoencoder": autoencoder,
-    "from states after": from_states,
     "shared attention": share_attention,
+    "shared blocks": share_blocks,
 }

@@ -1,4 +1,4 @@
-"""Speculative decoding against plain decoding, with the README's model and a prophet loss.
+"""Speculative decoding against plain decoding, with a small byte model and a prophet loss.
 
     hierarchical-transformer train --prophet-loss-weight 0.3 --out runs/prophet
     python benchmarks/speculation.py --model runs/prophet/model
@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from peers import TRAINED
 from torch import Tensor
 
 from simple_hierarchical_transformer import HierarchicalTransformer
@@ -55,7 +56,7 @@ def write_log(path: Path) -> None:
 def train_on_log(folder: Path, steps: int) -> tuple[HierarchicalTransformer, Path]:
     log = folder / "server.log"
     write_log(log)
-    model = ModelArguments(prophet_loss_weight=0.3)
+    model = ModelArguments(**TRAINED | {"prophet_loss_weight": 0.3})
     config = TrainConfig(data=[log], out=folder / "run", steps=steps, sample_length=0, model=model)
     return HierarchicalTransformer.from_pretrained(train(config).folder).eval(), log
 

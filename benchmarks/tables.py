@@ -12,12 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import quality_plan
+import quality_report
+
 RESULTS = Path(__file__).parent / "results"
-PAGES = [Path(__file__).parents[1] / "docs" / f"{name}.md" for name in ("performance", "training")]
+PAGES = [Path(__file__).parents[1] / "docs" / f"{name}.md" for name in ("performance", "training", "evidence")]
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -122,7 +126,7 @@ def training_costs() -> str:
         found = results[f"loop_with_{workers}_workers"]
         share = 100 * found["loop_seconds"] / found["step_seconds"]
         rows.append(
-            [f"a step of the README's model, {workers} workers", f"{found['step_seconds'] * 1e3:.0f} ms",
+            [f"a step of the small byte model, {workers} workers", f"{found['step_seconds'] * 1e3:.0f} ms",
              f"of which the loop around it {share:.2f} %"]
         )  # fmt: skip
     saved = results["checkpoint"]
@@ -135,13 +139,13 @@ def training_costs() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f for f in (training, lengths, claims, windows, streams, training_costs)
-}
+} | {f"quality_{name}": partial(quality_report.written, name) for name in quality_plan.TABLES}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a table is out of date")
-    check = parser.parse_args().check
+    check = parser.parse_args(arguments).check
     for page in PAGES:
         text = page.read_text()
         written = TABLE.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)

@@ -24,6 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from peers import TRAINED
 
 from simple_hierarchical_transformer.checkpoint import CONFIG_FILE
 from simple_hierarchical_transformer.files import flush_folder
@@ -34,7 +35,9 @@ from simple_hierarchical_transformer.training.run import Run
 from simple_hierarchical_transformer.training.snapshot import checkpoint_files
 
 RESULTS = Path(__file__).parent / "results" / "training_costs.json"
-LARGE = ModelArguments(dim=(512, 1024), depth=8, heads=(8, 16), dim_head=64, prophet_loss_weight=0.1)
+LARGE = ModelArguments(
+    **TRAINED | {"dim": (512, 1024), "depth": 8, "heads": (8, 16), "dim_head": 64, "prophet_loss_weight": 0.1}
+)
 
 
 class Timer:
@@ -79,6 +82,7 @@ def loop_share(folder: Path, steps: int, device: str, workers: int) -> dict[str,
         config = TrainConfig(
             out=folder / "run", steps=steps, log_every=1, validate_every=10**6, checkpoint_every=10**6, device=device,
             sample_length=0, final_validation_sequences=1, validation_sequences=1, workers=workers,
+            model=ModelArguments(**TRAINED),
         )  # fmt: skip
         loop.train(config, report=lambda line: None)
     finally:

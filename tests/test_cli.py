@@ -124,13 +124,14 @@ def test_flags_reach_the_run_and_all_others_keep_their_default(configured: Calla
     flags = (
         "--data a b --text-field words --tokenizer t.json --separator 0 --split 90e6,5e6,5e6 --cache k --out c "
         "--resume --resume-fallback --steps 5 --tokens 1e6 --minutes 0.5 --batch-size 4 --accumulate 2 --seq-len 64 "
-        "--optimizer muon --muon-lr 0.02 --adamw-lr 0.001 --weight-decay 0.1 --schedule constant --warmup 0.1 "
-        "--cooldown 0.2 --final-lr 0.3 --clip-norm 2 --average 0.9 --precision bfloat16 --compile --device cpu "
-        "--workers 2 --seed 7 --validate-every 9 --validation-sequences 8 --final-validation-sequences 6 "
+        "--optimizer muon --muon-lr 0.02 --adamw-lr 0.001 --ngram-lr 0.02 --weight-decay 0.1 --schedule constant "
+        "--warmup 0.1 --cooldown 0.2 --final-lr 0.3 --clip-norm 2 --average 0.9 --precision bfloat16 --compile "
+        "--device cpu --workers 2 --seed 7 --validate-every 9 --validation-sequences 8 --final-validation-sequences 6 "
         "--sample-every 5 --sample-length 1 --checkpoint-every 11 --keep 2 --log-every 3 --log wandb trackio "
         "--checkpoint-minutes none "
         "--dim 16 32 --depth 2 --heads 3 --dim-head 8 --ff-mult 2.5 --hierarchies 1 4 --stride 1 2 "
-        "--window-sizes none 8 --prophet-loss-weight 0.2 --checkpoint-activations"
+        "--window-sizes none 8 --prophet-loss-weight 0.2 --checkpoint-activations "
+        "--merge-type mlp --compress-after 1 --ngram-sizes 2 5 --ngram-table-size 99"
     )
     assert configured() == TrainConfig()
     config = configured(*flags.split())
@@ -138,7 +139,14 @@ def test_flags_reach_the_run_and_all_others_keep_their_default(configured: Calla
         **{"data": ("a", "b"), "text_field": "words", "tokenizer": "t.json", "separator": 0, "out": Path("c")},
         **{"split": (90_000_000, 5_000_000, 5_000_000), "cache": Path("k"), "resume": True, "resume_fallback": True},
         **{"steps": 5, "tokens": 10**6, "minutes": 0.5, "batch_size": 4, "accumulate": 2, "seq_len": 64},
-        **{"optimizer": "muon", "muon_lr": 0.02, "adamw_lr": 0.001, "weight_decay": 0.1, "schedule": "constant"},
+        **{
+            "optimizer": "muon",
+            "muon_lr": 0.02,
+            "adamw_lr": 0.001,
+            "ngram_lr": 0.02,
+            "weight_decay": 0.1,
+            "schedule": "constant",
+        },
         **{"warmup": 0.1, "cooldown": 0.2, "final_lr": 0.3, "clip_norm": 2.0, "average": 0.9, "device": "cpu"},
         **{"precision": "bfloat16", "compile": True, "workers": 2, "seed": 7, "validate_every": 9, "keep": 2},
         **{"validation_sequences": 8, "final_validation_sequences": 6, "sample_every": 5, "sample_length": 1},
@@ -146,6 +154,7 @@ def test_flags_reach_the_run_and_all_others_keep_their_default(configured: Calla
         model=ModelArguments(
             **{"dim": (16, 32), "depth": 2, "heads": 3, "dim_head": 8, "ff_mult": 2.5, "hierarchies": (1, 4)},
             **{"hierarchical_stride": (1, 2), "window_sizes": (None, 8), "prophet_loss_weight": 0.2},
+            **{"merge_type": "mlp", "compress_after": 1, "ngram_sizes": (2, 5), "ngram_table_size": 99},
             checkpoint_activations=True,
         ),
     )
@@ -585,7 +594,7 @@ def test_plotting_shows_where_the_curves_are(run: Command, monkeypatch: pytest.M
         ("train --config none.toml --seed 3", "the configuration none.toml doesn't exist: check the path"),
         ("train --resume-fallback", "resume_fallback=True has no effect without resume"),
         ("train --dim 8 8 8 --data text.txt", "dim has 3 values"),
-        ("train --stride 1 3 --data text.txt", "hierarchical_stride of the stream with compress factor 8"),
+        ("train --stride 1 3 --data text.txt", "hierarchical_stride of the stream with compress factor 16"),
         ("train --data none.txt", "none.txt doesn't exist: check the path"),
         ("train --data text.txt --seq-len 5000", "lower --seq-len"),
         ("train --data text.txt --out text.txt", "out: text.txt is not a folder"),

@@ -364,7 +364,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, str, s
 
 Command = Callable[[str], tuple[int, str, str]]
 FLAGS = (
-    "--num-tokens 300 --dim 16 32 --depth 2 --heads 2 --dim-head 8 --hierarchies 1 4 --stride 1 2 --window-sizes 8 none"
+    "--num-tokens 300 --dim 16 32 --depth 2 --heads 2 --dim-head 8 --hierarchies 1 4 --stride 1 2 "
+    "--window-sizes 8 none --merge-type mlp --compress-after 0 --ngram-sizes none --recon-loss-weight 0.1 "
+    "--hierarchical-ar-loss-weight 0.25"
 )
 
 

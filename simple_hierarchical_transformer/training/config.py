@@ -28,8 +28,9 @@ MOST_TOKENS = 2**53  # beyond it, a float isn't exact
 class ModelArguments:
     """The model's main arguments, under the names `HierarchicalTransformer` gives them; the model checks them.
 
-    The default is a small byte model of two streams: a fine one that sees 64 bytes back, and one of an eighth of
-    its length that sees everything.
+    The default is a small byte model of two streams, the best of two that three minutes on two CPU cores give
+    (docs/evidence.md): a fine one that sees 64 bytes back in each layer, and one of a sixteenth of its length that sees
+    everything.
 
     Attributes:
         dim: width, of all streams or of each
@@ -40,8 +41,9 @@ class ModelArguments:
         hierarchies: compress factor of each stream
         hierarchical_stride: stride of each stream
         window_sizes: previous tokens that are attended to, of all streams or of each, or none for all of them
-        merge_type: mlp, or linear, which is cheaper
-        compress_after: layers of the predict stream alone, after which coarse streams begin, in its states
+        merge_type: mlp, or linear, which is cheaper; none: linear
+        compress_after: layers of the predict stream alone, after which coarse streams begin, in its states; none: half
+            of the depth
         ngram_sizes: sizes of the n-grams that have vectors of their own
         ngram_table_size: rows of the table of each size
         recon_loss_weight: weight of what coarse streams learn by telling what they summarise
@@ -52,23 +54,35 @@ class ModelArguments:
             activations
     """
 
-    dim: int | tuple[int, ...] = 192
+    dim: int | tuple[int, ...] = 128
     depth: int = 4
-    heads: int | tuple[int, ...] = 6
+    heads: int | tuple[int, ...] = 4
     dim_head: int | tuple[int, ...] = 32
     ff_mult: float | tuple[float, ...] = 4
-    hierarchies: int | tuple[int, ...] = (1, 8)
-    hierarchical_stride: int | tuple[int, ...] = (1, 8)
+    hierarchies: int | tuple[int, ...] = (1, 16)
+    hierarchical_stride: int | tuple[int, ...] = (1, 16)
     window_sizes: int | tuple[int | None, ...] | None = (NEAR_WINDOW, None)
-    merge_type: str = "mlp"
-    compress_after: int = 0
-    ngram_sizes: tuple[int, ...] = ()
+    merge_type: str | None = None
+    compress_after: int | None = None
+    ngram_sizes: tuple[int, ...] = (2, 3, 4)
     ngram_table_size: int = NGRAM_TABLE_SIZE
-    recon_loss_weight: float = 0.1
-    hierarchical_ar_loss_weight: float = 0.25
+    recon_loss_weight: float = 0.0
+    hierarchical_ar_loss_weight: float = 0.0
     prophet_loss_weight: float = 0.0
     next_latent_loss_weight: float | tuple[float, ...] = 0.0
     checkpoint_activations: bool = False
+
+    def resolved(self) -> dict[str, Any]:
+        """All of them, with what stands for those that are none."""
+        arguments = asdict(self)
+        several = isinstance(self.hierarchies, Sequence) and len(self.hierarchies) > 1
+        half = self.depth // 2 if isinstance(self.depth, int) else 0  # what is no number, the model refuses
+        for name, value in (("merge_type", "linear"), ("compress_after", half)):
+            if arguments[name] is None:
+                arguments.pop(name)
+                if several:  # with one stream there is nothing to choose
+                    arguments[name] = value
+        return arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +296,7 @@ class TrainConfig:
 
     def model_arguments(self, num_tokens: int) -> dict[str, Any]:
         """All that `HierarchicalTransformer` is built from, for a vocabulary of so many tokens."""
-        return {"num_tokens": num_tokens, "seq_len": self.seq_len, **asdict(self.model)}
+        return {"num_tokens": num_tokens, "seq_len": self.seq_len, **self.model.resolved()}
 
 
 def as_path(name: str, value: Any) -> Path:

@@ -12,7 +12,7 @@ from simple_hierarchical_transformer.training import ModelArguments, TrainConfig
 TEXT = b"".join(b"line %d of a text that says nothing new\n" % number for number in range(200))
 TINY_MODEL: dict[str, Any] = {
     "dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "hierarchies": (1, 4), "hierarchical_stride": (1, 4),
-    "window_sizes": (8, None),
+    "window_sizes": (8, None), "ngram_table_size": 64,
 }  # fmt: skip
 TINY_RUN: dict[str, Any] = {
     "steps": 3, "batch_size": 2, "seq_len": 32, "device": "cpu", "validate_every": 2, "validation_sequences": 2,
