@@ -1,7 +1,7 @@
 """Does the hierarchy pay? Bits per byte of our models, of their variants and of the peers, under equal budgets.
 
     python benchmarks/quality.py                      # trains what hasn't been, and draws everything: many hours
-    python benchmarks/quality.py --tables wall-512    # some of it
+    python benchmarks/quality.py --tables wall_512    # some of it
     python benchmarks/quality.py --draw-only          # tables and figures from the runs that are there
     python benchmarks/quality.py --list               # what there is to train, and what has been
 
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import quality_report
@@ -31,7 +31,7 @@ import tables
 from packages import install
 from processes import QUIET
 from quality_contenders import KINDS
-from quality_plan import TABLES
+from quality_plan import TABLES, WHERE
 from quality_runs import Run
 
 from simple_hierarchical_transformer.text.data import Split, load_split
@@ -72,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--text", nargs="+", default=[], help="files or folders; default: the standard library's source"
     )
+    parser.add_argument("--contenders", nargs="+", metavar="NAME", help="train these rows only")
     parser.add_argument("--split", help="bytes of them to train, validate and test on, such as 90e6,5e6,5e6")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder that peers are installed into")
@@ -81,33 +82,40 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def missing(options: argparse.Namespace, text: str) -> tuple[str, Run] | None:
+def missing(options: argparse.Namespace) -> tuple[str, Run] | None:
     """The next run that hasn't been made, and its table. What is planned depends on what earlier runs have found."""
     for name in options.tables:
-        for run in TABLES[name].runs():
-            wanted = replace(run, text=text, device=options.device)
-            if wanted.result() is None:
-                return name, wanted
+        for planned in (TABLES[name].needs, TABLES[name].runs):
+            for run in planned():
+                is_asked = options.contenders is None or run.contender in options.contenders
+                if is_asked and run.result() is None:
+                    return name, run
     return None
 
 
 def main() -> None:
     options = parse()
-    if options.list:
-        quality_report.print_plan(options.tables)
-        return
-    if not options.draw_only:
+    split = tuple(int(float(size)) for size in options.split.split(",")) if options.split else None
+    with tempfile.TemporaryDirectory() as folder:
+        if options.text:
+            WHERE["text"] = f"text {write_text(Path(folder), options.text, split)[:10]}"
+        elif not (options.list or options.draw_only):
+            write_text(Path(folder), (), None)
+        if options.device != "cpu":
+            WHERE["device"] = options.device
+        if options.list:
+            quality_report.print_plan(options.tables)
+            return
         started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            split = tuple(int(float(size)) for size in options.split.split(",")) if options.split else None
-            fingerprint = write_text(Path(folder), options.text, split)
-            text = f"text {fingerprint[:10]}" if options.text else "library"
-            while found := missing(options, text):
-                if options.minutes is not None and time.perf_counter() - started > 60 * options.minutes:
-                    break
-                name, run = found
-                train(run, Path(folder), options.cache)
-                quality_report.print_run(name, run)
+        while not options.draw_only and (found := missing(options)):
+            if options.minutes is not None and time.perf_counter() - started > 60 * options.minutes:
+                break
+            name, run = found
+            train(run, Path(folder), options.cache)
+            quality_report.print_run(name, run)
+    if WHERE:  # the page is about the usual ones
+        print("\n\n".join(f"{TABLES[name].title}\n\n{quality_report.written(name)}" for name in options.tables))
+        return
     quality_report.draw()
     tables.main([])
 

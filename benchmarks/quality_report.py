@@ -105,17 +105,14 @@ STYLES = {"contest": contest, "ablation": ablation, "grid": grid}
 
 def shortfall(name: str) -> str:
     """How many of a table's runs haven't been made, where some haven't."""
-    runs = list(TABLES[name].runs())
+    runs = [*TABLES[name].needs(), *TABLES[name].runs()]
     done = sum(run.result() is not None for run in runs)
-    return "" if done == len(runs) else f"\n{done} of {len(runs)} runs so far.\n"
+    return "" if done == len(runs) else f"\nOpen: {len(runs) - done} of {len(runs)} runs.\n"
 
 
 def written(name: str) -> str:
     """A table of docs/evidence.md, of the runs that are there."""
-    try:
-        return STYLES[TABLES[name].style](name) + shortfall(name)
-    except LookupError as error:
-        return f"Open: {error.args[0]}.\n"
+    return STYLES[TABLES[name].style](name) + shortfall(name)
 
 
 def print_plan(names: Iterable[str]) -> None:
@@ -154,13 +151,6 @@ def draw(folder: Path = FIGURES) -> None:
             figure.savefig(folder / f"evidence-{name}.svg", metadata={"Date": None}, bbox_inches="tight")
 
 
-def planned(name: str) -> dict[str, list[dict[str, Any]]]:
-    try:
-        return found(TABLES[name].runs())
-    except LookupError:
-        return {}
-
-
 def color_of(contender: str, contenders: Sequence[str]) -> str:
     return COLORS[list(contenders).index(contender) % len(COLORS)]
 
@@ -169,13 +159,13 @@ def curves(_: str) -> Any:
     """Training loss against time and against FLOPs, by length; and what comes out against parameters."""
     import matplotlib.pyplot as plt
 
-    names = [name for name in ("wall_512", "wall_2048", "wall_8192", "long") if planned(name)]
+    names = [name for name in ("wall_512", "wall_2048", "wall_8192", "long") if found(TABLES[name].runs())]
     if not names:
         return None
-    contenders = list(dict.fromkeys(c for name in names for c in planned(name)))
+    contenders = list(dict.fromkeys(c for name in names for c in found(TABLES[name].runs())))
     figure, axes = plt.subplots(len(names), 3, figsize=(11, 3 * len(names)), squeeze=False, layout="constrained")
     for row, name in zip(axes, names, strict=True):
-        results = planned(name)
+        results = found(TABLES[name].runs())
         for contender, own in results.items():
             color = color_of(contender, contenders)
             points = min(len(r["curve"]) for r in own)
@@ -208,7 +198,7 @@ def bars(name: str) -> Any:
     """By how much each row differs from the base; the line across a bar is the range over seeds."""
     import matplotlib.pyplot as plt
 
-    results, base = planned(name), TABLES[name].base
+    results, base = found(TABLES[name].runs()), TABLES[name].base
     if base not in results or len(results) < 2:
         return None
     level = mean(bits(results[base]))
@@ -232,7 +222,7 @@ def places(_: str) -> Any:
     """Loss by position in the stride, and by position in the sequence, of our models."""
     import matplotlib.pyplot as plt
 
-    found_at = {name: planned(name) for name in ("wall_512", "wall_2048", "wall_8192")}
+    found_at = {name: found(TABLES[name].runs()) for name in ("wall_512", "wall_2048", "wall_8192")}
     ours = {
         name: {c: own for c, own in results.items() if "by_phase" in own[0] and c.startswith("ours")}
         for name, results in found_at.items()

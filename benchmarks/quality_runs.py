@@ -74,5 +74,6 @@ class Run:
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Run:
-        """From JSON, which has lists where arguments have tuples; the model takes both."""
-        return cls(**content)
+        """From JSON, which has lists where arguments have tuples."""
+        arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in content["arguments"].items()}
+        return cls(**content | {"arguments": arguments})
