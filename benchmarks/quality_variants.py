@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from quality_contenders import BYTES
 from torch import Tensor, nn
 
 from simple_hierarchical_transformer import HierarchicalTransformer
@@ -20,8 +21,6 @@ from simple_hierarchical_transformer.compressor import Source
 from simple_hierarchical_transformer.config import StreamConfig
 from simple_hierarchical_transformer.linear import Linear
 from simple_hierarchical_transformer.norm import rms_norm
-
-BYTES = 256
 
 
 class Variant(nn.Module):

@@ -6,7 +6,7 @@ result is brought to the rate of the stream that receives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,25 @@ class Hold(nn.Module):
         return repeated[:, : target.length]
 
 
+def brought(
+    merge: Merge | LinearMerge,
+    normed: Sequence[Tensor | None],
+    chunks: Sequence[StreamChunk],
+    state: MergeState | None,
+    sources: frozenset[int] | None,
+) -> Iterator[Tensor]:
+    """What a merge projects of each stream that it pools, at the rate of its target: (b, m, d), stream by stream."""
+    held = state.held if state is not None else (None,) * len(merge.holds)
+    for index, project, hold, register in zip(merge.sources, merge.projections, merge.holds, held, strict=True):
+        if sources is not None and index not in sources:
+            continue
+        tokens, chunk = normed[index], chunks[index]
+        if hold.repeats:  # what is projected at the lower rate is less
+            yield hold(None if tokens is None else project(tokens), chunk, chunks[merge.target], register)
+        else:
+            yield project(hold(tokens, chunk, chunks[merge.target]))
+
+
 @dataclass
 class MergeState(StateNode):
     held: tuple[Register | None, ...]
@@ -105,19 +124,10 @@ class Merge(nn.Module):
         """
         if state is None and sources is None and has_own_backward(*self.projections, self.to_out):
             return self._whole(normed, chunks)
-        held = state.held if state is not None else (None,) * len(normed)
         own = normed[self.target]
         assert own is not None
         hidden: Tensor = self.bias.expand(*own.shape[:2], -1)
-        for index, (tokens, project, hold, chunk, register) in enumerate(
-            zip(normed, self.projections, self.holds, chunks, held, strict=True)
-        ):
-            if sources is not None and index not in sources:
-                continue
-            if hold.repeats:  # what is projected at the lower rate is less
-                rows = hold(None if tokens is None else project(tokens), chunk, chunks[self.target], register)
-            else:
-                rows = project(hold(tokens, chunk, chunks[self.target]))
+        for rows in brought(self, normed, chunks, state, sources):
             hidden = hidden + rows
         out: Tensor = self.to_out(squared_relu(hidden))
         return out
@@ -159,16 +169,8 @@ class LinearMerge(nn.Module):
         sources: frozenset[int] | None = None,
     ) -> Tensor | None:
         """See `Merge.forward`; None where no other stream is pooled. The target's own tokens aren't read."""
-        held = state.held if state is not None else (None,) * len(self.holds)
         received: Tensor | None = None
-        for index, project, hold, register in zip(self.sources, self.projections, self.holds, held, strict=True):
-            if sources is not None and index not in sources:
-                continue
-            tokens, chunk = normed[index], chunks[index]
-            if hold.repeats:
-                rows = hold(None if tokens is None else project(tokens), chunk, chunks[self.target], register)
-            else:
-                rows = project(hold(tokens, chunk, chunks[self.target]))
+        for rows in brought(self, normed, chunks, state, sources):
             received = rows if received is None else received + rows
         return received
 

@@ -52,13 +52,12 @@ class NgramEmbedding(nn.Module):
         longest = max(self.sizes)
         count = counted.shape[1] - longest + 1
         hashed = torch.zeros_like(counted[:, :count])
-        found = []
+        found: dict[int, Tensor] = {}
         for size in range(1, longest + 1):  # from the last token of the n-gram to its first; products wrap around
             token = counted[:, longest - size :][:, :count]
             hashed = (hashed + token) * MULTIPLIER
             if size in self.sizes:
                 mixed = hashed ^ (hashed >> 32)  # the low bits of a product know nothing of the high ones
                 table = self.sizes.index(size)
-                found.append(torch.remainder(mixed * MULTIPLIER >> 24, self.table_size) + table * self.table_size)
-        order = [sorted(self.sizes).index(size) for size in self.sizes]
-        return torch.stack([found[i] for i in order], dim=-1)
+                found[size] = torch.remainder(mixed * MULTIPLIER >> 24, self.table_size) + table * self.table_size
+        return torch.stack([found[size] for size in self.sizes], dim=-1)
