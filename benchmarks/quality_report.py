@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -15,9 +17,12 @@ FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#8a6d3b")
 
 
-def found(runs: Iterable[Run]) -> dict[str, list[dict[str, Any]]]:
-    """The results of the runs that have been made, by contender, in the order of the plan."""
-    results: dict[str, list[dict[str, Any]]] = {}
+Results = dict[str, list[dict[str, Any]]]  # by contender
+
+
+def found(runs: Iterable[Run]) -> Results:
+    """The results of the runs that have been made, in the order of the plan."""
+    results: Results = {}
     for run in runs:
         result = run.result()
         if result is not None:
@@ -41,6 +46,10 @@ def bits(results: Sequence[Mapping[str, Any]]) -> list[float]:
     return [result["bits_per_byte"] for result in results]
 
 
+def steps(results: Sequence[Mapping[str, Any]]) -> float:
+    return mean(result["steps"] for result in results)
+
+
 def contest(name: str) -> str:
     """Contenders under one budget, the best first."""
     results = found(TABLES[name].runs())
@@ -56,7 +65,7 @@ def contest(name: str) -> str:
                 f"**{spread(bits(own))}**" if contender == ranked[0] else spread(bits(own)),
                 f"{mean(bits(own)) - best:+.3f}" if contender != ranked[0] else "",
                 f"{first['parameters'] / 1e6:.2f}",
-                f"{mean(r['steps'] for r in own):,.0f}",
+                f"{steps(own):,.0f}",
                 f"{mean(r['tokens'] / r['seconds'] for r in own):,.0f}",
                 f"{mean(r['flops_per_step'] * r['steps'] for r in own) / 1e12:.1f}",
                 f"{max(r['peak_bytes'] for r in own) / 1e6:,.0f}",
@@ -67,18 +76,37 @@ def contest(name: str) -> str:
     return table((*head, "training TFLOP", "peak, MB", "seeds"), rows)
 
 
+def per_step(name: str, results: Results) -> dict[str, float]:
+    """What each row has over its base when that is given as many steps, by the base's own runs of other budgets."""
+    plan = TABLES[name]
+    known = [results[row] for row in (plan.base, *plan.budgets) if row in results]
+    points = sorted((math.log(steps(own)), mean(bits(own))) for own in known)
+    if len(points) < 2:
+        return {}
+
+    def of_the_base(place: float) -> float:
+        # straight between its runs, and on as straight beyond them
+        above = min(max(bisect(points, (place,)), 1), len(points) - 1)
+        (x0, y0), (x1, y1) = points[above - 1], points[above]
+        return y0 + (y1 - y0) * (place - x0) / (x1 - x0)
+
+    rows = [row for row in results if row != plan.base and row not in plan.budgets]
+    return {row: mean(bits(results[row])) - of_the_base(math.log(steps(results[row]))) for row in rows}
+
+
 def ablation(name: str) -> str:
     """Variants beside their base, in the order of the plan."""
     results = found(TABLES[name].runs())
-    base = TABLES[name].base
+    base, by_step = TABLES[name].base, per_step(name, results)
     rows = []
     for contender, own in results.items():
         difference = ""
         if base in results and contender != base:
             difference = f"{mean(bits(own)) - mean(bits(results[base])):+.3f}"
-        seconds = mean(r["seconds"] / r["steps"] for r in own)
-        rows.append([contender, spread(bits(own)), difference, f"{seconds * 1e3:.0f}", str(len(own))])
-    return table(("", "bits per byte", "over the base", "ms per step", "seeds"), rows)
+        at_equal_steps = f"{by_step[contender]:+.3f}" if contender in by_step else ""
+        milliseconds = f"{mean(r['seconds'] / r['steps'] for r in own) * 1e3:.0f}"
+        rows.append([contender, spread(bits(own)), difference, at_equal_steps, milliseconds, str(len(own))])
+    return table(("", "bits per byte", "over the base", "at equal steps", "ms per step", "seeds"), rows)
 
 
 def grid(name: str) -> str:
@@ -202,7 +230,7 @@ def bars(name: str) -> Any:
     if base not in results or len(results) < 2:
         return None
     level = mean(bits(results[base]))
-    rows = [contender for contender in results if contender != base]
+    rows = [contender for contender in results if contender not in (base, *TABLES[name].budgets)]
     differences = [mean(bits(results[contender])) - level for contender in rows]
     figure, axis = plt.subplots(figsize=(7.5, 0.26 * len(rows) + 0.9), layout="constrained")
     for place, (contender, difference) in enumerate(zip(rows, differences, strict=True)):

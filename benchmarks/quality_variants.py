@@ -72,6 +72,15 @@ def zero_init(variant: Variant, _: str) -> None:
                 nn.init.zeros_(weight)
 
 
+def initial_scale(variant: Variant, value: str) -> None:
+    """Initial weights of all matrices of the layers, times this."""
+    for layer in layers_of(variant.model):
+        for weight in layer.parameters():
+            if weight.ndim == 2:
+                with torch.no_grad():
+                    weight.mul_(float(value))
+
+
 def soft_cap(variant: Variant, value: str) -> None:
     variant.cap = float(value)
 
@@ -164,6 +173,25 @@ class Tell(nn.Module):
         return told[:, :length]
 
 
+class Fill(nn.Module):
+    """What the fine stream has seen since the coarse token that it hears of: the mean of its states, mapped."""
+
+    def __init__(self, dim: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.map = Linear(dim, dim, bias=False)
+        nn.init.zeros_(self.map.weight)
+
+    def forward(self, fine: Tensor) -> Tensor:
+        length = fine.shape[1]
+        padded = F.pad(rms_norm(fine), (0, 0, 0, -length % self.stride))
+        strides = rearrange(padded, "b (m s) d -> b m s d", s=self.stride)
+        counts = torch.arange(1, self.stride + 1, device=fine.device)[:, None]
+        means = rearrange(strides.cumsum(dim=2) / counts, "b m s d -> b (m s) d")
+        filled: Tensor = self.map(means[:, :length])
+        return filled
+
+
 class Attend(nn.Module):
     """Fine tokens attend to all coarse tokens that stand no later than they do."""
 
@@ -188,17 +216,15 @@ class Attend(nn.Module):
 class Merge(nn.Module):
     """Stands in for a layer's merge; the first stream is the fine one."""
 
-    def __init__(self, streams: Sequence[StreamConfig], how: str, hears: bool) -> None:
+    def __init__(self, streams: Sequence[StreamConfig], how: str) -> None:
         super().__init__()
         fine, *coarse = streams
-        self.streams, self.how = streams, how
+        self.how = how
         if how == "attention":
             self.tells = nn.ModuleList(Attend(s.dim, fine.dim, s.stride, fine.heads) for s in coarse)
         else:
             self.tells = nn.ModuleList(Tell(s.dim, fine.dim, s.stride, how == "per position") for s in coarse)
-        self.hears = nn.ModuleList(Linear(fine.dim, s.dim, bias=False) for s in coarse) if hears else None
-        for hear in self.hears or ():
-            nn.init.zeros_(hear.weight)
+        self.fills = nn.ModuleList(Fill(fine.dim, s.stride) for s in coarse) if how == "filled" else ()
 
     def init_state(self, spec: Any) -> None:
         return None
@@ -215,29 +241,30 @@ class Merge(nn.Module):
         for i, (tell, tokens) in enumerate(zip(self.tells, coarse, strict=True), start=1):
             if sources is None or i in sources:
                 merged = merged + (tell(fine, tokens) if self.how == "attention" else tell(tokens, fine.shape[1]))
-        if self.hears is None:
-            return [merged, *coarse]
-        normed = rms_norm(fine)
-        heard = [
-            tokens + hear(normed[:, :: s.stride])
-            for tokens, hear, s in zip(coarse, self.hears, self.streams[1:], strict=True)
-        ]
-        return [merged, *heard]
+        for fill in self.fills:
+            merged = merged + fill(fine)
+        return [merged, *coarse]
 
 
-def merging(how: str, hears: bool = False) -> Callable[[Variant, str], None]:
+def merging(how: str) -> Callable[[Variant, str], None]:
     def change(variant: Variant, _: str) -> None:
         for layer in variant.model.layers:
-            layer.merge = Merge(variant.config.streams, how, hears)
+            layer.merge = Merge(variant.config.streams, how)
 
     return change
 
 
-def some_merges(variant: Variant, value: str) -> None:
-    """Merge in every so-many-th layer only."""
-    for i, layer in enumerate(variant.model.layers):
-        if (i + 1) % int(value):
-            layer.merge = None
+class Idle(nn.Module):
+    """Stands in for a block that a stream does without."""
+
+    def forward(self, x: Tensor, chunk: StreamChunk, state: None = None) -> Tensor:
+        return x
+
+
+def fine_idle(variant: Variant, value: str) -> None:
+    """In the first so many of the layers that have coarse blocks, the fine stream has none: they only merge into it."""
+    for layer in list(variant.model.layers)[: int(value)]:
+        layer.blocks[0] = Idle()
 
 
 # compressing
@@ -340,16 +367,16 @@ def share_blocks(variant: Variant, _: str) -> None:
 CHANGES: dict[str, Callable[[Variant, str], None]] = {
     "GELU": gelu,
     "zero-initialised outputs": zero_init,
+    "initial scale": initial_scale,
     "soft cap": soft_cap,
     "tied head": tied_head,
     "embedding skip": embedding_skip,
     "no QK norm": without_qk_norm,
     "value residual": value_residual,
-    "linear merge": merging("linear"),
     "merge per position": merging("per position"),
     "merge by attention": merging("attention"),
-    "linear merge, hearing": merging("linear", hears=True),
-    "merge every": some_merges,
+    "merge filled": merging("filled"),
+    "fine idle": fine_idle,
     "attention compressor": attention_compressor,
     "select": select,
     "autoencoder": autoencoder,

@@ -21,7 +21,7 @@ import quality_report  # noqa: E402
 import quality_runs  # noqa: E402
 import quality_worker  # noqa: E402
 from quality_contenders import KINDS, Contender, optimizers, trained_parameters  # noqa: E402
-from quality_plan import CLAIM, GRID, QUESTIONS, RECIPE, SEVERAL, TABLES, Table, made, varied  # noqa: E402
+from quality_plan import GRID, SEVERAL, TABLES, Table, made  # noqa: E402
 from quality_runs import Run  # noqa: E402
 
 LENGTH = 64
@@ -53,13 +53,10 @@ def built(run: Run) -> Contender:
 
 
 def rows() -> Iterator[tuple[str, Run]]:
-    for table, base, changes in (
-        ("questions", quality_plan.HIERARCHICAL, QUESTIONS),
-        ("recipe", quality_plan.SINGLE, RECIPE),
-        ("claim", quality_plan.SINGLE, CLAIM),
-    ):
-        for run in list(varied(base, changes, seconds=1.0)())[: len(changes)]:
-            yield table, run
+    for table in ("questions", "recipe", "claim"):
+        for run in TABLES[table].runs():
+            if run.seed == 0:
+                yield table, run
 
 
 ROWS = [pytest.param(run, id=f"{table}: {run.contender}") for table, run in rows()]
@@ -101,15 +98,17 @@ def outcome(run: Run) -> tuple[float, ...]:
     return (*losses, float(trained_parameters(contender.model)))
 
 
-@pytest.mark.parametrize(("base", "changes"), [(quality_plan.HIERARCHICAL, QUESTIONS), (quality_plan.SINGLE, RECIPE)])
-def test_no_two_rows_of_a_table_are_the_same(base: str, changes: Any) -> None:
-    runs = [small(run) for run in list(varied(base, changes, seconds=1.0)())[: len(changes)]]
+@pytest.mark.parametrize("table", ["questions", "recipe"])
+def test_no_two_rows_of_a_table_are_the_same(table: str) -> None:
+    same_but_for_its_time = TABLES[table].budgets
+    runs = [small(run) for of, run in rows() if of == table and run.contender not in same_but_for_its_time]
     same_when_small = {
-        "width 96",
+        "width 64",
+        "width 128",
         "window 256",
-        "width 192",
         "g. coarse width 64",
-        "g. coarse width 256",
+        "g. coarse width 192",
+        "4,096 rows for each size",
         "65,536 rows for each size",
     }
     outcomes: dict[tuple[float, ...], str] = {}
@@ -176,12 +175,12 @@ def test_contenders_train_with_what_was_best_for_them_in_the_grid(folder: Path) 
     assert quality_plan.best_point("MEGABYTE") is None
     assert not list(TABLES["wall_512"].runs())
     for i, point in enumerate(GRID):
-        made("MEGABYTE", seconds=quality_plan.GRID_SECONDS, **point).save(fake(2.0 + abs(i - 3)))
+        made("MEGABYTE", seconds=quality_plan.SHORT_SECONDS, **point).save(fake(2.0 + abs(i - 4)))
     runs = list(TABLES["wall_512"].runs())
     assert {(run.contender, run.optimizer, run.lr) for run in runs} == {("MEGABYTE", "muon", 0.02)}
     assert [run.seed for run in runs] == [0, 1, 2]
     assert "**2.000**" in quality_report.written("grid")
-    assert "Open: 35 of 40 runs." in quality_report.written("grid")
+    assert "Open: 42 of 48 runs." in quality_report.written("grid")
 
 
 def test_tables_rank_contenders_and_show_the_spread_of_seeds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +195,25 @@ def test_tables_rank_contenders_and_show_the_spread_of_seeds(folder: Path, monke
     assert "| better | 1.500 ± 0.100 | -0.600 |" in quality_report.written("ablation")
     runs.append(Run(contender="late", kind="ours", steps=1))
     assert "Open: 1 of 7 runs." in quality_report.written("contest")
+
+
+def test_what_a_row_gives_per_step_is_told_beside_the_base_of_as_many_steps(folder: Path) -> None:
+    runs = {
+        name: Run(contender=name, kind="ours", steps=1)
+        for name in ("base", "less", "more", "slow", "much slower", "fast")
+    }
+    for name, bits, steps in (
+        ("less", 2.0, 100), ("base", 1.8, 200), ("more", 1.7, 400),
+        ("slow", 1.85, 100), ("much slower", 2.3, 50), ("fast", 1.6, 800),
+    ):  # fmt: skip
+        runs[name].save(fake(bits, steps=steps))
+    plan = Table("", "ablation", lambda: iter(runs.values()), base="base", budgets=("less", "more"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TABLES, "own", plan)
+        found = quality_report.per_step("own", quality_report.found(plan.runs()))
+        # the base falls by 0.2 and then by 0.1 for twice the steps
+        assert found == {"slow": pytest.approx(-0.15), "much slower": pytest.approx(0.1), "fast": pytest.approx(0.0)}
+        assert "| slow | 1.850 | +0.050 | -0.150 |" in quality_report.written("own")
 
 
 def test_all_figures_can_be_drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,9 +54,9 @@ class ModelArguments:
             activations
     """
 
-    dim: int | tuple[int, ...] = 128
-    depth: int = 4
-    heads: int | tuple[int, ...] = 4
+    dim: int | tuple[int, ...] = 96
+    depth: int = 2
+    heads: int | tuple[int, ...] = 3
     dim_head: int | tuple[int, ...] = 32
     ff_mult: float | tuple[float, ...] = 4
     hierarchies: int | tuple[int, ...] = (1, 16)

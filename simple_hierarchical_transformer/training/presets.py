@@ -97,7 +97,7 @@ def find_preset(name: str) -> TrainConfig:
     """The configuration of this name. None says which data, but for the library of Python where there is no other.
 
     `tiny`
-        The defaults: 8 M parameters, three minutes, on a CPU. To see that everything works.
+        The defaults: 5 M parameters, three minutes, on a CPU. To see that everything works.
     `enwik8-12m`, `enwik8-40m`
         Byte models of 12 and 40 million parameters for enwik8 (Hutter, 2006), in its usual split of 90, 5 and 5 MB:
         2 and 4 billion bytes of training on a GPU, in mixed precision, with averaged weights. `data` names the file.
