@@ -64,16 +64,19 @@ def build_streams(
             )
         width = whole(f"dim{at}", width, least=2)
         if width % 2:
-            raise ValueError(f"dim{at} must be even, since token shift splits it in two halves, got {width}")
+            raise ValueError(
+                f"dim{at} must be even, since token shift splits it in two halves, got {width}: give {width + 1}"
+            )
         width_head = whole(f"dim_head{at}", width_head, least=2)
         if width_head % 2:
             raise ValueError(
-                f"dim_head{at} must be even, since rotary positions turn pairs of features, got {width_head}"
+                f"dim_head{at} must be even, since rotary positions turn pairs of features, got {width_head}: give "
+                f"{width_head + 1}"
             )
         if window is not None and isinstance(window, Integral) and window < 0:
             raise ValueError(
                 f"window_sizes{at} must be None (all previous tokens), 0 (no attention) or a positive number of "
-                f"previous tokens, got {window}"
+                f"previous tokens, got {window}: give None for all"
             )
         mult = number(f"ff_mult{at}", mult, positive=True)
         if int(width * mult) < 1:
@@ -86,7 +89,7 @@ def build_streams(
                 dim_head=width_head,
                 heads=whole(f"heads{at}", num_heads, least=1),
                 ff_mult=mult,
-                window_size=None if window is None else whole(f"window_sizes{at}, if not None,", window, least=0),
+                window_size=None if window is None else whole(f"window_sizes{at}, if not None (all),", window, least=0),
             )
         )
     return tuple(streams)

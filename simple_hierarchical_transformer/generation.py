@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .inputs import check_can_draft, check_state
+from .naming import names_its_arguments
 from .prompts import read_prompts
 from .sampling import Sampling
 from .speculation import SpeculativeRun
@@ -21,11 +22,19 @@ from .writing import Decoder, Request, Run
 BACKENDS: dict[str, Callable[..., Stepper]] = {
     "eager": EagerSteps, "compile": CompiledSteps, "cuda_graphs": GraphedSteps,
 }  # fmt: skip
+# what transformers calls our arguments
+ELSEWHERE = {
+    "max_new_tokens": "seq_len", "max_length": "seq_len", "length": "seq_len", "input_ids": "prompt",
+    "prompts": "prompt", "do_sample": "temperature", "filter_kwargs": "filter_thres", "eos_token": "eos_token_id",
+    "stop_token": "eos_token_id", "past_key_values": "state", "cache": "state", "seed": "generator",
+}  # fmt: skip
+EXAMPLES = {"seq_len": 100}
 
 
 class GenerationMixin:
     """Text from any `Decoder`."""
 
+    @names_its_arguments("model.generate", elsewhere=ELSEWHERE, examples=EXAMPLES)
     def generate(
         self: Decoder,
         prompt: Tensor | Sequence[Tensor],
@@ -122,6 +131,7 @@ class GenerationMixin:
         extras += [run.acceptance_length] if isinstance(run, SpeculativeRun) and return_acceptance_length else []
         return (tokens, *extras) if extras else tokens
 
+    @names_its_arguments("model.stream", elsewhere=ELSEWHERE, examples=EXAMPLES)
     def stream(
         self: Decoder,
         prompt: Tensor | Sequence[Tensor],

@@ -176,7 +176,7 @@ def explained(error: Exception, what: str, name: str, revision: str | None, *, o
     if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
         return PermissionError(f"{what} the Hub doesn't let you do that with {at}: {SIGN_IN}")
     return ConnectionError(
-        f"{what} the Hub couldn't be asked for {at} ({first_line(error)}): check the network and try again"
+        f"{what} the Hub couldn't be asked for {at} ({first_line(error)}): check the name or the network"
     )
 
 

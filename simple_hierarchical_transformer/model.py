@@ -36,6 +36,7 @@ from .losses import Losses
 from .losses.objective import Objective
 from .merge import Hold
 from .modules import module_list
+from .naming import names_its_arguments
 from .ngrams import NgramEmbedding
 from .norm import rms_norm
 from .sharing import SharingMixin
@@ -43,6 +44,14 @@ from .state import DecodingState, Register, StateNode, StateSpec
 from .validation import flag, whole
 
 INIT_STD = 0.02  # of the embedding and the output head
+# what x-transformers, nanoGPT and transformers call our arguments
+ELSEWHERE = {
+    "vocab_size": "num_tokens", "d_model": "dim", "hidden_size": "dim", "n_embd": "dim", "n_layer": "depth",
+    "num_layers": "depth", "n_layers": "depth", "num_hidden_layers": "depth", "n_head": "heads", "num_heads": "heads",
+    "n_heads": "heads", "attn_dim_head": "dim_head", "max_seq_len": "seq_len", "block_size": "seq_len",
+    "max_position_embeddings": "seq_len", "stride": "hierarchical_stride", "attn_flash": "use_flash_attn",
+    "pad_id": "ignore_index", "pad_value": "ignore_index",
+}  # fmt: skip
 
 
 @dataclass
@@ -123,6 +132,9 @@ class HierarchicalTransformer(GenerationMixin, DescriptionMixin, SharingMixin, n
         ValueError: for an argument outside what is allowed. Each message names the argument and the remedy.
     """
 
+    @names_its_arguments(
+        "HierarchicalTransformer", elsewhere=ELSEWHERE, examples={"num_tokens": 256, "dim": 512, "depth": 6}
+    )
     def __init__(
         self,
         *,

@@ -168,8 +168,18 @@ MISTAKES: list[tuple[Exception, bool, type[Exception], str]] = [
     (errors.LocalEntryNotFoundError("x"), False, ConnectionError, "couldn't be asked.*LocalEntryNotFoundError: x"),
     (errors.OfflineModeIsEnabled("x"), False, FileNotFoundError, "isn't asked in offline mode"),
     (of_response(errors.HfHubHTTPError, 401), False, PermissionError, "doesn't let you.*give token=…, or sign in"),
-    (of_response(errors.HfHubHTTPError, 500), False, ConnectionError, r"from the Hub\): check the network"),
-    (ConnectionResetError("reset"), False, ConnectionError, "ConnectionResetError: reset.*check the network"),
+    (
+        of_response(errors.HfHubHTTPError, 500),
+        False,
+        ConnectionError,
+        r"from the Hub\): check the name or the network",
+    ),
+    (
+        ConnectionResetError("reset"),
+        False,
+        ConnectionError,
+        "ConnectionResetError: reset.*check the name or the network",
+    ),
 ]
 
 
