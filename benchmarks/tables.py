@@ -22,7 +22,9 @@ import quality_report
 from quality_report import table
 
 RESULTS = Path(__file__).parent / "results"
-PAGES = [Path(__file__).parents[1] / "docs" / f"{name}.md" for name in ("performance", "training", "evidence")]
+PAGES = [
+    Path(__file__).parents[1] / "docs" / f"{name}.md" for name in ("performance", "training", "evidence", "promises")
+]
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -132,8 +134,25 @@ def training_costs() -> str:
     return table(("", "takes", ""), rows)
 
 
+def promises() -> str:
+    """Each promise, the files of its tests, and how many of these passed."""
+    if not (RESULTS / "promises.json").exists():
+        return "\nOpen: not run yet.\n\n"
+    results = read("promises")
+    rows = []
+    for found in results["promises"]:
+        skipped = f", {found['skipped']} skipped here" if found["skipped"] else ""
+        outcome = f"**{found['failed']} failed**" if found["failed"] else "all passed"
+        names = ", ".join(f"`{name}`" for name in found["tests"])
+        rows.append([found["promise"], names, f"{found['passed']:,} tests{skipped}: {outcome}"])
+    versions = results["versions"]
+    proofs = "with the long proofs" if versions["slow"] else "without the long proofs"
+    where = f"Python {versions['python']}, torch {versions['torch']}, {proofs}"
+    return table(("promise", "tests", where), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (training, lengths, claims, windows, streams, training_costs)
+    f.__name__: f for f in (training, lengths, claims, windows, streams, training_costs, promises)
 } | {f"quality_{name}": partial(quality_report.written, name) for name in quality_plan.TABLES}
 
 

@@ -58,9 +58,9 @@ def assert_causal(
             64, else 1, n - 1, the neighbours of powers of two, and some in between; a leak at one other position
             only then goes unseen.
         num_tokens: the changed ids are any from 0 to num_tokens - 1. None: those that occur in `ids`.
-        tolerance: how much logits may change, as a fraction of the largest |logit|; entries of the vocabulary whose
-            logit is the same everywhere, such as masked ones, don't count for that. None: by the logits' type, 1e-10
-            for float64, 1e-4 for float32, 1e-2 for float16, 5e-2 for bfloat16.
+        tolerance: how much logits may change, as a fraction of the largest one's magnitude; entries of the vocabulary
+            whose logit is the same everywhere, such as masked ones, don't count for that. None: by the logits' type,
+            1e-10 for float64, 1e-4 for float32, 1e-2 for float16, 5e-2 for bfloat16.
 
     Raises:
         AssertionError: logits change, and it names the first that do; or are NaN; or aren't the same in two calls.

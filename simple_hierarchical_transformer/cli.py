@@ -71,13 +71,17 @@ def run(arguments: Sequence[str]) -> int:
 def make_parser() -> Parser:
     parser = Parser(prog=COMMAND, description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{COMMAND} {__version__}")
-    subparsers = parser.add_subparsers(required=True, metavar="train | generate | evaluate | describe | plot")
+    subparsers = parser.add_subparsers(
+        required=True, metavar="train | generate | evaluate | describe | plot | visualize | demo"
+    )
     # the next two are run before they are parsed; they stand here for the help
     subparsers.add_parser("train", help="train a model on text")
     add_generate(subparsers)
     add_evaluate(subparsers)
     subparsers.add_parser("describe", help="say what a model costs")
     add_plot(subparsers)
+    add_visualize(subparsers)
+    add_demo(subparsers)
     return parser
 
 
@@ -162,6 +166,38 @@ def add_plot(subparsers: Subparsers) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to; the default: the first run")
     parser.add_argument("--by", choices=("step", "tokens", "time"), default="step", help="what they are drawn against")
+
+
+def add_visualize(subparsers: Subparsers) -> None:
+    parser = add(
+        subparsers,
+        "visualize",
+        commands.visualize,
+        help="draw a model: its shape, what it sees, what surprises it",
+        description="Draw a model as a PNG or an SVG, or, for surprise, as an HTML page.",
+    )
+    parser.add_argument("picture", choices=commands.PICTURES, help=" | ".join(commands.PICTURES), metavar="PICTURE")
+    add_model(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to; the default: its name, as .svg, or .html")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="what the model reads; the default: a Python module")
+    parser.add_argument("--length", type=length, metavar="TOKENS", help="input tokens that are shown or read")
+    parser.add_argument("--position", type=length, help="of the prediction whose receptive-field is measured")
+    parser.add_argument("--borders", metavar="REGEX", help="of streams: where in the text segments are known to begin")
+    add_device(parser)
+
+
+def add_demo(subparsers: Subparsers) -> None:
+    parser = add(
+        subparsers,
+        "demo",
+        commands.demo,
+        help="play with a model in a browser",
+        description="Serve a page to this machine alone, on which a model writes: with its surprise, and with streams "
+        "switched off. Ctrl-C ends it.",
+    )
+    add_model(parser)
+    parser.add_argument("--port", type=int, default=7860, help="of this machine; 0: one that is free")
+    add_device(parser)
 
 
 def add_model(parser: Parser) -> None:

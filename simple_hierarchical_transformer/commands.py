@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import textwrap
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,8 +31,21 @@ from .training.checkpoints import Checkpoints
 from .training.config import TrainConfig, as_split
 from .training.run_folder import CONFIG_FILE, MODEL_FOLDER
 from .training.settings import MODEL, read_toml
+from .validation import whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COMMAND = "hierarchical-transformer"
+PICTURES = {  # and the options that each of them has
+    "architecture": {"length"},
+    "cost": set(),
+    "receptive-field": {"text", "length", "position"},
+    "streams": {"text", "length", "borders"},
+    "surprise": {"text", "length"},
+}
+PAGE = "surprise"
+PAGE_LENGTH, PICTURE_LENGTH = 4000, 2048  # tokens of a text that are looked at by default
 TRAIN_EXTRA = {"accelerate", "tqdm", "tomli_w"}
 
 
@@ -226,4 +242,79 @@ def plot(options: Mapping[str, Any]) -> int:
 
     for path in plot_runs(options["runs"], options["out"], options["by"]):
         print(path)
+    return 0
+
+
+def visualize(options: Mapping[str, Any]) -> int:
+    from . import figures
+
+    picture = options["picture"]
+    given = {name for name in ("text", "length", "position", "borders") if options[name] is not None}
+    if unused := sorted(given - PICTURES[picture]):
+        takes = ", ".join(f"--{name}" for name in sorted(PICTURES[picture])) or "none of them"
+        raise ValueError(f"--{unused[0]} has no effect on {picture}, which takes {takes}: leave it out")
+    suffixes = (figures.PAGE,) if picture == PAGE else figures.FORMATS
+    out = figures.check_path(options["out"] or Path(picture + suffixes[-1]), suffixes)
+    folder = find_model(options["model"])
+    model = move(HierarchicalTransformer.from_pretrained(folder), options["device"])
+    figures.write(picture_of(model, folder, options), out)
+    print(out)
+    return 0
+
+
+def picture_of(model: HierarchicalTransformer, folder: Path, options: Mapping[str, Any]) -> Figure | str:
+    """The figure that was asked for, or the page."""
+    from . import visualize as pictures
+
+    picture = options["picture"]
+    if picture == "architecture":
+        return pictures.plot_architecture(model, options["length"])
+    if picture == "cost":
+        return pictures.plot_cost(model)
+    tokenizer = find_tokenizer(folder)
+    check_vocabulary(model.num_tokens, tokenizer, folder)
+    text = Path(textwrap.__file__) if options["text"] is None else options["text"]
+    if not text.is_file():
+        raise FileNotFoundError(f"--text: {text} isn't a file: name one, or leave --text out")
+    most = pictures.LONGEST_PAGE if picture == PAGE else model.seq_len
+    usual = min(PAGE_LENGTH if picture == PAGE else PICTURE_LENGTH, most)
+    length = usual if options["length"] is None else whole("--length", options["length"], least=2, most=most)
+    ids = tokenizer.encode(text.read_bytes())[:length]
+    if len(ids) < 2:
+        raise ValueError(f"--text: {text} has {len(ids)} tokens, and it takes two at least: name a longer one")
+    if picture == PAGE:
+        title = f"What surprised {options['model']} in {text.name}"
+        return pictures.plot_surprise(model, tokenizer.decode(ids), tokenizer=tokenizer, title=title)
+    row = torch.tensor([ids], dtype=torch.long)
+    if picture == "streams":
+        return pictures.plot_streams(model, row, borders_in(ids, options["borders"], tokenizer))
+    return pictures.plot_receptive_field(model, options["position"], row)
+
+
+def borders_in(ids: Sequence[int], pattern: str | None, tokenizer: TextTokenizer) -> list[int]:
+    """The tokens in which a pattern begins."""
+    if pattern is None:
+        return []
+    try:
+        compiled = re.compile(pattern.encode(), re.MULTILINE)
+    except re.error as error:
+        raise ValueError(f"--borders {pattern!r} is no regular expression, {error}: give such as '^def '") from error
+    text, stream, ends = b"", tokenizer.stream(), []
+    for token in ids:
+        text += stream.feed([token])
+        ends.append(len(text))
+    return [bisect_right(ends, match.start()) for match in compiled.finditer(text) if match.start() < len(text)]
+
+
+def demo(options: Mapping[str, Any]) -> int:
+    from .demo import make_server
+
+    folder = find_model(options["model"])
+    model = HierarchicalTransformer.from_pretrained(folder)
+    tokenizer = find_tokenizer(folder)
+    check_vocabulary(model.num_tokens, tokenizer, folder)
+    server = make_server(move(model, options["device"]), tokenizer, port=options["port"], name=options["model"])
+    report(f"{server.url} (Ctrl-C ends it)")
+    with server:
+        server.serve_forever()
     return 0

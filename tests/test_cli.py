@@ -338,7 +338,7 @@ def test_the_package_and_the_help_need_no_extra() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=False, capture_output=True, env=ENVIRONMENT, encoding="utf-8")
     assert done.returncode == 0
-    assert "train | generate | evaluate | describe | plot" in done.stdout
+    assert "train | generate | evaluate | describe | plot | visualize | demo" in done.stdout
     assert done.stderr.splitlines() == [
         f"hierarchical-transformer: error: `hierarchical-transformer {command}` needs the package tyro, which isn't "
         'installed: pip install "simple-hierarchical-transformer[train]"'
@@ -571,7 +571,10 @@ def test_plotting_shows_where_the_curves_are(run: Command, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "the following arguments are required: train | generate | evaluate | describe | plot; see hierarchical-"),
+        (
+            "",
+            "the following arguments are required: train | generate | evaluate | describe | plot | visualize | demo",
+        ),
         ("learn", "invalid choice: 'learn'"),
         ("train --step 3", "unrecognized arguments: --step 3; the nearest flags are --steps, --stride; see hierarch"),
         ("train --xyzzy", "unrecognized arguments: --xyzzy; no flag is like it; see hierarchical-transformer train"),

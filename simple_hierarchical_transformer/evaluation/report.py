@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..config import ModelConfig
 from ..model import HierarchicalTransformer
 from ..validation import flag, whole
 from .bits_per_byte import Score, Text, as_text, score, spread
@@ -80,6 +81,14 @@ def phases(score: Score) -> Iterator[Score]:
         yield Score((nats,), (tokens,))
 
 
+def ablations(config: ModelConfig) -> dict[str, bool | int]:
+    """What `ablate_hierarchical_merge` can leave out of a model, by the names under which it is told."""
+    if len(config.streams) == 1:
+        return {}
+    others = [s.compress_factor for s in config.streams if s is not config.predict_stream]
+    return {**{f"stream {factor}": factor for factor in others}, "all merges": True}
+
+
 def evaluate(
     model: HierarchicalTransformer,
     corpus: Text | Tensor,
@@ -113,10 +122,6 @@ def evaluate(
             raise ValueError(f"the text has {len(text)} tokens, and the first isn't scored: give at least two")
         return reduce(add, scores)
 
-    names: dict[str, bool | int] = {}
-    if flag("ablate", ablate) and len(model.config.streams) > 1:
-        predict = model.config.predict_stream
-        names |= {f"stream {s.compress_factor}": s.compress_factor for s in model.config.streams if s is not predict}
-        names["all merges"] = True
+    names = ablations(model.config) if flag("ablate", ablate) else {}
     ablated = {name: score_all(what) for name, what in names.items()}
     return Evaluation(score_all(False), ablated, text.bytes_per_token)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from ..figures import COLORS, new_figure, tidy
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -20,8 +22,6 @@ MOST_MARKERS = 100
 SMOOTHED_SHARE = 0.04  # of a training curve, over which it is averaged
 STEEP_SHARE = 0.1  # of a curve, at its beginning, where it may stand above the figure
 NAME_WIDTH = 36  # letters in the legend
-# Okabe and Ito's colours, which colour-blind people tell apart too, without their yellow and black
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = "osD^v"  # another one each time all colours are used up
 PLAIN = "#444444"
 
@@ -45,15 +45,7 @@ class Run:
 
 
 def draw(runs: Sequence[Run], by: str) -> Figure:
-    """The figure, which no window and no global state knows of."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError(
-            'plot: matplotlib isn\'t installed: pip install "simple-hierarchical-transformer[plot]"'
-        ) from error
-
-    figure = Figure(figsize=(9, max(5.2, 0.23 * len(runs) + 1)), layout="constrained")
+    figure = new_figure(9, max(5.2, 0.23 * len(runs) + 1))
     axis = figure.add_subplot()
     unit, label = unit_of(runs, by)
     shown: list[float] = []
@@ -113,10 +105,7 @@ def lay_out(axis: Axes, by: str) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(7, integer=by != "time"))
     formatters = {"step": StrMethodFormatter("{x:,.0f}"), "tokens": EngFormatter(sep="")}
     axis.xaxis.set_major_formatter(formatters.get(by, StrMethodFormatter("{x:,g}")))
-    axis.grid(color="#e5e5e5", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=9)
+    tidy(axis)
 
 
 def add_legend(figure: Figure, axis: Axes, runs: Sequence[Run]) -> None:

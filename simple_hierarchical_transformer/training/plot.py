@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 
+from ..figures import drawn
 from ..files import write_atomically
 from .config import as_path, choice, listed
 from .curves import AXES, STEEP_SHARE, TRAINING, VALIDATION, Run, draw, finite
@@ -41,26 +41,28 @@ def plot(runs: Sequence[Path], out: Path | None = None, by: str = "step") -> lis
             isn't a folder, or matplotlib isn't installed
         OSError: a file can't be read or written
     """
-    by = choice("by", by, tuple(AXES))
-    folders = list(dict.fromkeys(as_path("runs", run).resolve() for run in listed("runs", runs, "folders")))
-    if not folders:
-        raise ValueError("runs is empty: name the folder of one run at least")
-    loaded = [load(folder, name, by) for folder, name in zip(folders, unique_names(folders), strict=True)]
-    out = folders[0] if out is None else as_path("out", out)
+    loaded = load_runs(runs, by)
+    out = as_path("runs", runs[0]).resolve() if out is None else as_path("out", out)
     if (out.exists() or out.is_symlink()) and not out.is_dir():
         raise ValueError(f"out: {out} is not a folder: choose another path")
 
     figure = draw(loaded, by)
-    picture, drawing = BytesIO(), BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    figure.savefig(drawing, format="svg", metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
-    out.mkdir(parents=True, exist_ok=True)
     contents = {
-        out / PICTURE_FILE: picture.getvalue(),
-        out / PAGE_FILE: page(loaded, by, drawing.getvalue().decode()).encode(),
+        out / PICTURE_FILE: drawn(figure, ".png"),
+        out / PAGE_FILE: page(loaded, by, drawn(figure, ".svg").decode()).encode(),
     }
+    out.mkdir(parents=True, exist_ok=True)
     write_atomically(contents)
     return list(contents)
+
+
+def load_runs(runs: Sequence[str | Path], by: str) -> list[Run]:
+    """The records of runs, each under a name that tells it from the others, where they have figures by `by`."""
+    by = choice("by", by, tuple(AXES))
+    folders = list(dict.fromkeys(as_path("runs", run).resolve() for run in listed("runs", runs, "folders")))
+    if not folders:
+        raise ValueError("runs is empty: name the folder of one run at least")
+    return [load(folder, name, by) for folder, name in zip(folders, unique_names(folders), strict=True)]
 
 
 def load(folder: Path, name: str, by: str) -> Run:

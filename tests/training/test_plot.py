@@ -214,7 +214,7 @@ def test_a_run_without_tokens_cannot_be_drawn_by_tokens(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ValueError, match=r'pip install "simple-hierarchical-transformer\[plot\]"'):
+    with pytest.raises(ValueError, match=r'pip install "simple-hierarchical-transformer\[viz\]"'):
         plot([make_run(tmp_path / "run")])
 
 
