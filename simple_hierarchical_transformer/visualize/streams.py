@@ -133,6 +133,6 @@ def draw_change(axis: Axes, places: list[int], values: list[float], borders: Seq
     axis.plot(places, values, color=BLUE, linewidth=1.4, zorder=2)
     if borders:
         axis.plot([], [], color=ORANGE, linewidth=0.9, label="given borders")
-        axis.legend(frameon=False, fontsize=8, loc="upper right")
+        axis.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
     axis.set_xlabel("input token")
     tidy(axis, grid="y")
