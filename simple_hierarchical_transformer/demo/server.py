@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model import HierarchicalTransformer
-from ..text.tokenizer import TextTokenizer, Tokenizer, load_tokenizer
+from ..text.tokenizer import TextTokenizer, Tokenizer, load_fitting
 from ..validation import whole
 from .writer import LONGEST_PROMPT, LONGEST_TEXT, Wish, written
 
@@ -79,12 +79,7 @@ def make_server(
         TypeError, ValueError: for a port that isn't one, and a tokenizer that isn't the model's.
         OSError: for a port that is taken, and a tokenizer that can't be had.
     """
-    port, known = whole("port", port, least=0, most=65535), load_tokenizer(tokenizer)
-    if known.vocab_size > model.num_tokens:
-        raise ValueError(
-            f"tokenizer {known.name} has {known.vocab_size} ids, but the model knows {model.num_tokens}: give the one "
-            "that the model was trained with"
-        )
+    port, known = whole("port", port, least=0, most=65535), load_fitting(tokenizer, model.num_tokens)
     try:
         return Server(port, model, known, name)
     except OSError as error:
@@ -135,13 +130,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def received(self) -> Any:
         length = self.headers.get("Content-Length", "")
-        if not (0 < len(length) <= 9 and length.isdecimal()) or not 0 < int(length) <= LONGEST_REQUEST:
-            self.pass_over(int(length) if 0 < len(length) <= 9 and length.isdecimal() else 0)
+        size = int(length) if length.isdecimal() and len(length) <= 9 else 0
+        if not 0 < size <= LONGEST_REQUEST:
+            self.pass_over(size)
             raise ValueError(
                 f"the request must have 1 to {LONGEST_REQUEST:,} bytes, got {length or 'none'}: shorten it"
             )
         try:
-            return json.loads(self.rfile.read(int(length)))
+            return json.loads(self.rfile.read(size))
         except (ValueError, RecursionError) as error:
             raise ValueError('the request isn\'t JSON: send an object such as {"prompt": "def "}') from error
 

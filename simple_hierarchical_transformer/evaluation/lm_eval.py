@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from ..model import HierarchicalTransformer
-from ..text.tokenizer import TextTokenizer, Tokenizer, load_tokenizer
+from ..text.tokenizer import TextTokenizer, Tokenizer, load_fitting
 from ..validation import whole
 from .loglikelihood import Answer, Question, loglikelihoods
 from .until import Until, write_until
@@ -61,14 +61,9 @@ class HierarchicalLM(LM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.model = model
-        self.text_tokenizer = load_tokenizer(tokenizer)
+        self.text_tokenizer = load_fitting(tokenizer, model.num_tokens)
         self.batch_size = whole("batch_size", batch_size, least=1)
         self.max_gen_toks = whole("max_gen_toks", max_gen_toks, least=1)
-        if self.text_tokenizer.vocab_size > model.num_tokens:
-            raise ValueError(
-                f"tokenizer {self.text_tokenizer.name} has {self.text_tokenizer.vocab_size} ids, but the model knows "
-                f"{model.num_tokens}: give the tokenizer that the model was trained with"
-            )
         if separator is not None:
             separator = whole("separator", separator, least=0, most=model.num_tokens - 1)
         self.separator = separator

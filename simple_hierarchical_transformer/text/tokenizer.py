@@ -22,6 +22,7 @@ __all__ = [
     "TextTokenizer",
     "Tokenizer",
     "find_tokenizer",
+    "load_fitting",
     "load_tokenizer",
     "save_tokenizer",
     "tokenizer_files",
@@ -71,6 +72,21 @@ def load_tokenizer(tokenizer: str | Path | Tokenizer | TextTokenizer) -> TextTok
     if path.is_file() or path.suffix == ".json":
         return JsonTokenizer(path)
     return load_tiktoken(str(tokenizer))
+
+
+def load_fitting(tokenizer: str | Path | Tokenizer | TextTokenizer, num_tokens: int) -> TextTokenizer:
+    """The same for a model that knows so many ids.
+
+    Raises:
+        TypeError, ValueError, OSError: as `load_tokenizer`, and for a tokenizer that has more ids
+    """
+    loaded = load_tokenizer(tokenizer)
+    if loaded.vocab_size > num_tokens:
+        raise ValueError(
+            f"tokenizer {loaded.name} has {loaded.vocab_size} ids, but the model knows {num_tokens}: give the "
+            "tokenizer that the model was trained with"
+        )
+    return loaded
 
 
 def load_tiktoken(name: str) -> TextTokenizer:
